@@ -1,0 +1,1 @@
+"""Samples, shards, the stream and views."""

@@ -1,0 +1,66 @@
+"""What objectives ask of the data (ViewSpec) and what they get (Batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+View = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """Which patches of a view are hidden. Drawn per sample on the CPU, shipped as ``view["masks"]``.
+
+    ``random``: exactly ``round(ratio * L)`` patches (MAE). ``block``: iBOT's blocks; a sample is masked with
+    ``probability``, its ratio uniform in ``ratio_range``, never more than ``limit`` patches.
+    """
+
+    kind: str  # "random" | "block"
+    patch_size: int
+    ratio: float = 0.75
+    probability: float = 0.5
+    ratio_range: tuple[float, float] = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One kind of view an objective needs.
+
+    ``count`` crops per sample of ``size`` x ``size`` pixels; each covers a fraction ``scale`` of the footprint's area
+    and shows between ``bands[0]`` and ``bands[1]`` channels (fewer where a sample has fewer). ``distinct``: the crops
+    of one sample come from different sensors as long as it has any left (DINO's global crops).
+    """
+
+    name: str
+    count: int
+    size: int
+    scale: tuple[float, float]
+    bands: tuple[int, int]
+    distinct: bool = True
+    mask: MaskSpec | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The micro-batch of one rank.
+
+    ``views[name]``: ``imgs`` float32 ``[count*B, C, S, S]`` standardised, crop-major (crop 0 of all samples, then
+    crop 1, ...), ``chn_ids`` int64 ``[count*B, C]``, ``spec_masks`` bool ``[count*B, C]`` (True = padding), and where
+    the ViewSpec has a mask ``masks`` bool ``[count*B, L]`` (True = hidden). ``positions`` int64 ``[B]`` are global
+    sample positions; ``keys`` the samples' keys; ``labels`` whatever integer labels the samples carry.
+    """
+
+    views: Mapping[str, View]
+    positions: Tensor
+    keys: list[str]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of samples B on this rank."""
+        return len(self.keys)

@@ -1,0 +1,1 @@
+"""Spectral patch embedding, vision transformers, heads and released encoders."""

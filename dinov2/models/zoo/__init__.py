@@ -1,0 +1,1 @@
+"""Adapters for released weights; each loads its published key layout strictly."""

@@ -1,0 +1,52 @@
+"""What the trainer knows of an objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.data.batch import Batch, ViewSpec
+
+
+@dataclass(frozen=True)
+class Now:
+    """The schedules' values at one optimiser step."""
+
+    step: int
+    lr: float
+    weight_decay: float
+    momentum: float  # of the EMA teacher
+    teacher_temp: float
+
+
+class Objective(nn.Module):
+    """A self-supervised objective: student encoder, heads and teacher, and the loss that joins them.
+
+    It owns no optimiser, device, precision, parallelism, loader or logging. Every parameter that requires a gradient
+    receives one on every rank in every step.
+    """
+
+    views: tuple[ViewSpec, ...]
+    encoder: nn.Module  # the student
+
+    def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Return ``loss`` (scalar), any further scalar terms, and ``embedding`` ``[B, D]`` (detached, for health)."""
+        raise NotImplementedError
+
+    def after_step(self, now: Now) -> None:
+        """Update what follows the optimiser: EMA teacher, queue, centre."""
+
+    def export(self) -> nn.Module:
+        """The encoder to keep: the EMA teacher where there is one, else the student."""
+        return self.encoder
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, parameters by lerp, buffers copied."""
+    target, source = list(teacher.parameters()), list(student.parameters())
+    torch._foreach_lerp_(target, [p.detach() for p in source], 1.0 - momentum)
+    for t, s in zip(teacher.buffers(), student.buffers(), strict=True):
+        t.copy_(s)

@@ -1,0 +1,1 @@
+"""Offline evaluation engine. Always import as 'from eval.x import y'."""
