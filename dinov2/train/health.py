@@ -1,0 +1,44 @@
+"""Is the representation alive? Readings of an embedding, and the alarm that stops a collapsed run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def reading(embedding: Tensor) -> dict[str, float]:
+    """Readings of ``embedding`` ``[N, D]``.
+
+    ``std``: mean standard deviation over samples of the L2-normalised embedding times sqrt(D), 1 for directions spread
+    over the sphere and 0 when all are equal (SimSiam, Chen & He 2021, section 4.1); ``cosine``: mean pairwise cosine;
+    ``rank``: effective rank, exp of the entropy of the singular values (RankMe, Garrido et al. 2023, eq. 1).
+    """
+    x = embedding.float()
+    n, d = x.shape
+    unit = torch.nn.functional.normalize(x, dim=1)
+    total = unit.sum(0)
+    p = torch.linalg.svdvals(x)
+    p = p / p.sum().clamp_min(1e-12) + 1e-7
+    return {
+        "std": (unit.std(0, unbiased=False).mean() * d**0.5).item(),
+        "cosine": ((total @ total - n) / (n * (n - 1))).item() if n > 1 else 1.0,
+        "rank": torch.exp(-(p * p.log()).sum()).item(),
+    }
+
+
+class CollapseAlarm:
+    """Raises once ``std`` stayed below ``bound`` for ``patience`` readings in a row."""
+
+    def __init__(self, bound: float, patience: int) -> None:
+        self.bound, self.patience, self.low = bound, patience, 0
+
+    def check(self, step: int, health: dict[str, float]) -> None:
+        """Take one reading."""
+        self.low = self.low + 1 if health["std"] < self.bound else 0
+        if self.low >= self.patience:
+            raise ValueError(
+                f"the representation collapsed: embedding std {health['std']:.4f} stayed below {self.bound} for "
+                f"{self.patience} readings up to step {step} (mean cosine {health['cosine']:.3f}, effective rank "
+                f"{health['rank']:.1f}); lower optim.base_lr or enlarge data.batch_size"
+            )

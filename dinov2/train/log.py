@@ -1,0 +1,108 @@
+"""What a run leaves behind: metrics.jsonl, config.yaml, environment.txt, and lines or a progress bar on the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dinov2 import distributed
+
+PACKAGES = ("eo-ssl", "torch", "numpy", "omegaconf", "fvcore", "webdataset", "rasterio", "h5py", "xformers")
+
+
+def environment() -> str:
+    """Versions of everything that can change a number."""
+    lines = [f"python {platform.python_version()} on {platform.platform()}"]
+    for package in PACKAGES:
+        try:
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{package} not installed")
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    lines.append(f"commit {git.stdout.strip() or 'unknown'}")
+    return "\n".join(lines) + "\n"
+
+
+class Log:
+    """Scalars of a run. Only rank 0 writes; lines after ``resumed_step`` (of a killed run) are dropped."""
+
+    def __init__(self, folder: Path, total: int, resumed_step: int, track: Sequence[str]) -> None:
+        self.silent = distributed.rank() != 0
+        self.total, self.trackers = total, []
+        if self.silent:
+            return
+        path = folder / "metrics.jsonl"
+        old = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in old if line.endswith("\n") and json.loads(line)["step"] <= resumed_step]
+        path.write_text("".join(kept))
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (held for the run's lifetime)
+        self.trackers = [TRACKERS[name](folder) for name in track]
+        self.console = Console(highlight=False)
+        self.bar = None
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("pretraining", total=total, completed=resumed_step)
+            self.bar.start()
+
+    def say(self, text: str) -> None:
+        """One line for the reader."""
+        if not self.silent:
+            self.console.print(text, markup=False)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line of scalars to metrics.jsonl and to every tracker."""
+        if self.silent:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for tracker in self.trackers:
+            tracker(step, values)
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=f"loss {values['loss']:.4f}" if "loss" in values else "")
+        else:
+            self.say(f"step {step}/{self.total}  {shown}")
+
+    def close(self) -> None:
+        """Flush and stop the progress bar."""
+        if not self.silent:
+            self.file.close()
+            if self.bar:
+                self.bar.stop()
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("train.track names tensorboard: pip install 'eo-ssl[track]'") from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+    return lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
+
+
+def _wandb(folder: Path):
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("train.track names wandb: pip install 'eo-ssl[track]'") from error
+    run = wandb.init(project=os.environ.get("WANDB_PROJECT", "eo-ssl"), dir=str(folder), name=folder.name, resume="allow")
+    return lambda step, values: run.log(dict(values), step=step)
+
+
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+
+
+def stderr(text: str) -> None:
+    """One line on the standard error of rank 0."""
+    if distributed.rank() == 0:
+        print(text, file=sys.stderr)

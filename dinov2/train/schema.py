@@ -1,0 +1,122 @@
+"""Every option of pretraining, with its default. YAML files hold differences only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+
+from omegaconf import MISSING, DictConfig
+
+from dinov2 import config, objectives
+from dinov2.data.views import Augment
+
+
+@dataclass
+class Data:
+    """Where samples come from."""
+
+    shards: list[str] = MISSING  # shard sets (folders or fsspec URLs); several are one set
+    images: list[str] | None = None  # image keys or sensor names to use; null = all
+    batch_size: int = 256  # samples per optimiser step over all ranks
+    workers: int = 2  # loader processes per rank
+    max_damage: float = 0.01  # stop once this fraction of samples was damaged; 0 = at once
+
+
+@dataclass
+class Model:
+    """The encoder; see dinov2.models.build_encoder."""
+
+    arch: str = "vit_base"  # vit_tiny | vit_small | vit_base | vit_large | vit_giant2
+    patch_size: int = 14
+    image_size: int = 224  # size the position grid is made for; other sizes interpolate
+    embed: str = "spectral"  # spectral | conv (fixed number of bands, in_chans)
+    in_chans: int | None = None  # bands of the plain convolution
+    attn_dim: int = 2304  # width of the channel attention
+    attn_heads: int = 16  # heads of the channel attention
+    terrain: bool = False  # learned codes for elevation and slope
+    embed_dim: int | None = None  # the three numbers below override the architecture's
+    depth: int | None = None
+    num_heads: int | None = None
+    registers: int = 0  # register tokens
+    layer_scale: float | None = 1e-5  # null = none
+    ffn: str = "mlp"  # mlp | swiglu
+    drop_path: float = 0.0
+    weights: str | None = None  # encoder to start from: a run folder, an export or released weights (NAME@FILE)
+
+
+@dataclass
+class Optim:
+    """AdamW and its schedules; times are fractions of the run or steps as named."""
+
+    base_lr: float = 5e-4
+    scaling: str = "sqrt_1024"  # none | sqrt_1024 | linear_256: how base_lr grows with the batch
+    min_lr: float = 1e-6
+    warmup_steps: int = 0
+    hold_steps: int = 0  # steps at the peak before the cosine
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 3.0  # gradient norm
+    layer_decay: float = 1.0  # learning-rate factor per block counted from the top
+    patch_embed_lr: float = 1.0  # learning-rate factor of the patch embedding
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # regex on parameter names -> factor
+    freeze: dict[str, int] = field(default_factory=dict)  # regex on parameter names -> steps with rate 0
+    momentum: float = 0.994  # EMA teacher, cosine to momentum_end
+    momentum_end: float = 1.0
+    teacher_temp: float = 0.07  # DINO
+    teacher_temp_start: float = 0.04
+    teacher_temp_warmup_steps: int = 0
+
+
+@dataclass
+class Train:
+    """The loop."""
+
+    steps: int = MISSING  # optimiser steps
+    seed: int = 0
+    precision: str = "auto"  # auto | float32 | bfloat16 | float16
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 3  # checkpoints kept
+    health_every: int = 50
+    collapse_std: float = 0.05  # stop when the embedding's standard deviation (1 = healthy, 0 = collapsed) stays below
+    collapse_patience: int = 3  # for so many readings
+    evaluations: list[str] = field(default_factory=list)  # evaluation configs run every evaluate_every steps
+    evaluate_every: int = 0  # 0 = never
+    track: list[str] = field(default_factory=list)  # tensorboard, wandb
+
+
+FREE = {  # what may change between a run and its resumption
+    "data": {"workers", "max_damage"},
+    "train": {"log_every", "save_every", "keep", "evaluations", "evaluate_every", "track"},
+}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The resolved configuration of a pretraining run."""
+    layers = config.read_yaml(path), config.read_overrides(overrides)
+    names = [layer.get("objective", {}).get("name") for layer in layers]
+    name = next((n for n in reversed(names) if n is not None), None)
+    if name is None:
+        raise ValueError(f"{path}: objective.name must be one of {', '.join(objectives.OBJECTIVES)}")
+    objective = make_dataclass("Objective", [("name", str, name)], bases=(objectives.options(name),))
+    schema = make_dataclass(
+        "Config",
+        [
+            ("data", Data, field(default_factory=Data)),
+            ("augment", Augment, field(default_factory=Augment)),
+            ("model", Model, field(default_factory=Model)),
+            ("objective", objective, field(default_factory=objective)),
+            ("optim", Optim, field(default_factory=Optim)),
+            ("train", Train, field(default_factory=Train)),
+        ],
+    )
+    return config.merge(schema, *layers, origin=str(path))
+
+
+def identity(cfg: DictConfig) -> str:
+    """Fingerprint of everything that decides the result; two runs with the same one are the same run."""
+    raw = config.plain(cfg)
+    fixed = {part: {k: v for k, v in keys.items() if k not in FREE.get(part, ())} for part, keys in raw.items()}
+    return config.fingerprint(fixed)

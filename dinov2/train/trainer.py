@@ -1,0 +1,204 @@
+"""The loop: schedules -> forward -> backward -> average -> clip -> finite? -> step -> after_step -> log -> save."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dinov2 import config, distributed
+from dinov2.data.batch import Batch
+from dinov2.data.stats import Normalisation
+from dinov2.data.views import render
+from dinov2.models.export import save_export
+from dinov2.objectives.base import Now
+from dinov2.train import checkpoint, schema
+from dinov2.train.build import Parts, build
+from dinov2.train.health import CollapseAlarm, reading
+from dinov2.train.log import Log, environment
+from dinov2.train.optim import clip_gradients, set_rates
+
+Evaluate = Callable[[Path, int], dict[str, float]]
+
+
+@dataclass
+class Precision:
+    """What ``train.precision`` means on this device."""
+
+    dtype: torch.dtype
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def choose(cls, name: str, device: torch.device) -> Precision:
+        """auto: bfloat16 where the hardware has it, else float16 with loss scaling, float32 on a CPU."""
+        cuda = device.type == "cuda"
+        if name == "auto":
+            name = "float32" if not cuda else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        if name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"train.precision {name!r} is not one of auto, float32, bfloat16, float16")
+        if name == "float16" and not cuda:
+            raise ValueError("train.precision float16 needs a GPU; use float32 or bfloat16")
+        return cls(getattr(torch, name), torch.amp.GradScaler(device.type, enabled=name == "float16"))
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """Autocast to the chosen type, nothing for float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.dtype)
+
+
+def step(parts: Parts, batch: Batch, now: Now, precision: Precision, clip: float) -> dict[str, Tensor]:
+    """One optimiser step; returns the objective's terms and the gradient norm ``grad_norm``."""
+    set_rates(parts.optimizer, now)
+    with precision.autocast(parts.device):
+        terms = parts.objective(batch, now)
+    parts.optimizer.zero_grad(set_to_none=True)
+    precision.scaler.scale(terms["loss"]).backward()
+    distributed.average_gradients(parts.objective.parameters())
+    precision.scaler.unscale_(parts.optimizer)
+    terms["grad_norm"] = clip_gradients(parts.objective.parameters(), clip)
+    if not (precision.scaler.is_enabled() and torch.isfinite(terms["loss"])):  # a scaler skips its own overflows
+        check_finite(terms, batch, now.step)
+    precision.scaler.step(parts.optimizer)
+    precision.scaler.update()
+    parts.objective.after_step(now)
+    return terms
+
+
+def check_finite(terms: dict[str, Tensor], batch: Batch, step: int) -> None:
+    """Stop before the update where a term or the gradient is not finite, naming term, step and samples."""
+    bad = [k for k, v in terms.items() if not torch.isfinite(v).all()]
+    if bad:
+        raise ValueError(
+            f"step {step}: {', '.join(bad)} not finite (rank {distributed.rank()}); nothing was updated and the last "
+            f"checkpoint is good. Samples of this batch: {', '.join(batch.keys[:16])}"
+            + (" ..." if len(batch.keys) > 16 else "")
+        )
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Randomness inside a step depends on (seed, step, rank) and on nothing before it."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4096 + distributed.rank())
+
+
+def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_at: int | None = None) -> Path:
+    """Pretrain into ``folder``, resuming from its newest checkpoint; returns the exported encoder's path.
+
+    ``evaluate(export, step)`` is called every ``train.evaluate_every`` steps on rank 0; ``stop_at`` ends the run early
+    without changing any schedule (as a kill would).
+    """
+    parts = build(cfg)
+    first = resume(cfg, folder, parts)
+    last = min(cfg.train.steps, stop_at or cfg.train.steps)
+    precision = Precision.choose(cfg.train.precision, parts.device)
+    alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience)
+    log = Log(folder, cfg.train.steps, first, cfg.train.track)
+    log.say(parts.summary())
+    clock, waited, seen = time.perf_counter(), 0.0, 0
+    try:
+        batches = parts.stream.batches(first)
+        for at in range(first, last):
+            asked = time.perf_counter()
+            raw = next(batches)
+            waited += time.perf_counter() - asked
+            batch = render(raw, parts.device)
+            seed_step(cfg.train.seed, at)
+            now = parts.schedules.now(at)
+            terms = step(parts, batch, now, precision, cfg.optim.clip)
+            done = at + 1
+            seen += cfg.data.batch_size
+            if done % cfg.train.health_every == 0:
+                health = reading(distributed.gather(terms["embedding"].float()))
+                log.write(done, {f"health/{k}": v for k, v in health.items()})
+                alarm.check(done, health)
+            if done % cfg.train.log_every == 0 or done == last:
+                elapsed = time.perf_counter() - clock
+                values = {k: distributed.mean(v.detach()).item() for k, v in terms.items() if v.ndim == 0}
+                rates = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": waited / elapsed}
+                log.write(done, {**values, **rates})
+                clock, waited, seen = time.perf_counter(), 0.0, 0
+            if done % cfg.train.save_every == 0 or done == last:
+                checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
+            if evaluate and cfg.train.evaluate_every and done % cfg.train.evaluate_every == 0:
+                log.write(done, evaluate_now(evaluate, cfg, folder, parts, done))
+                clock, waited, seen = time.perf_counter(), 0.0, 0
+    finally:
+        log.close()
+    return export(cfg, folder / "model_final.safetensors", parts, last)
+
+
+def evaluate_now(evaluate: Evaluate, cfg: DictConfig, folder: Path, parts: Parts, done: int) -> dict[str, float]:
+    """Export the encoder of this step and run the injected evaluation on rank 0."""
+    path = export(cfg, folder / "eval" / f"step-{done:08d}" / "encoder.safetensors", parts, done)
+    values = evaluate(path, done) if distributed.rank() == 0 else {}
+    distributed.barrier()
+    return values
+
+
+def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dict[str, Any]:
+    """Everything a checkpoint holds."""
+    return {
+        "step": done,
+        "objective": parts.objective.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": precision.scaler.state_dict(),
+        "stream": parts.stream.state(done),
+        "normalisation": parts.normalisation.to_dict(),
+        "config": OmegaConf.to_yaml(cfg),
+    }
+
+
+def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
+    """Prepare ``folder`` and load its newest checkpoint; returns the number of steps already done."""
+    written = folder / "config.yaml"
+    if written.exists():
+        old = OmegaConf.load(written)
+        if schema.identity(old) != schema.identity(cfg):
+            raise ValueError(
+                f"{folder} holds a run of another config ({', '.join(differences(old, cfg))}); "
+                "choose another --output-dir or remove the folder"
+            )
+    if distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        written.write_text(OmegaConf.to_yaml(cfg))
+        (folder / "environment.txt").write_text(environment())
+    distributed.barrier()
+    path = checkpoint.latest(folder)
+    if path is None:
+        return 0
+    saved = checkpoint.load(path)
+    checkpoint.restore(parts.objective, saved["objective"], path)
+    parts.optimizer.load_state_dict(saved["optimizer"])
+    parts.stream.check(saved["stream"])
+    parts.normalisation = Normalisation.from_dict(saved["normalisation"])
+    return saved["step"]
+
+
+def differences(old: DictConfig, new: DictConfig) -> list[str]:
+    """``key: old -> new`` of every option that differs."""
+    a, b = flatten(config.plain(old)), flatten(config.plain(new))
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+
+
+def flatten(raw: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    if not isinstance(raw, dict):
+        return {prefix: raw}
+    return {k: v for key, value in raw.items() for k, v in flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def export(cfg: DictConfig, path: Path, parts: Parts, done: int) -> Path:
+    """Write the encoder with everything needed to use it (rank 0)."""
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = {"step": done, "config": config.plain(cfg), "objective": cfg.objective.name}
+        save_export(path, parts.objective.export(), normalisation=parts.normalisation.to_dict(), info=info)
+    distributed.barrier()
+    return path
