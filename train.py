@@ -1,0 +1,73 @@
+"""Pretrain an encoder.
+
+    torchrun --nproc_per_node=2 train.py --config-file configs/pretrain/quick_check.yaml [key=value ...]
+
+Runs with or without torchrun. A run folder that holds checkpoints of the same configuration is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path[0] = str(ROOT)
+
+from omegaconf import OmegaConf  # noqa: E402
+
+from dinov2 import cli, distributed, env  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config-file", type=Path, required=True, help="YAML file with differences from the defaults")
+    p.add_argument("--output-dir", "--output_dir", type=Path, help="run folder (default: runs/<config's name>)")
+    p.add_argument("--dry-run", action="store_true", help="print parameters, memory, steps, bytes and time, then stop")
+    p.add_argument("--print-config", action="store_true", help="print the resolved configuration, then stop")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="options that override the file")
+    return p
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    args = parser().parse_args(argv)
+    env.load()
+    from dinov2.train import schema  # after env.load: configs may name environment variables
+
+    cfg = schema.load(args.config_file, args.overrides)
+    if args.print_config:
+        print(OmegaConf.to_yaml(cfg), end="")
+        return
+    folder = args.output_dir or Path(os.environ.get("ODIR") or ROOT / "runs") / args.config_file.stem
+    distributed.init()
+    try:
+        if args.dry_run:
+            from dinov2.train.dry_run import dry_run
+
+            dry_run(cfg)
+            return
+        from dinov2.train.trainer import train
+
+        train(cfg, folder, evaluate=online_evaluation(cfg, folder))
+    finally:
+        distributed.teardown()
+
+
+def online_evaluation(cfg, folder: Path):
+    """The evaluation engine as a callable for the trainer, None where the configuration asks for none."""
+    if not cfg.train.evaluations:
+        return None
+    from eval.main import evaluate
+
+    def run(export: Path, step: int) -> dict[str, float]:
+        rows = evaluate([str(export)], list(cfg.train.evaluations), export.parent)
+        return {f"eval/{row['dataset']}/{row['task']}/{row['metric']}": row["value"] for row in rows}
+
+    return run
+
+
+if __name__ == "__main__":
+    cli.run(main)
