@@ -7,6 +7,7 @@ renamed. A run resumes from the newest one.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint (tensors and plain values only, never code)."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to resume from an older one"
         ) from error
