@@ -1,0 +1,135 @@
+"""``index.parquet``: a row per shard, and what holds for the whole set as JSON in the schema's metadata."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dinov2 import __version__
+from dinov2.data.sample import ImageSpec
+from dinov2.data.shards import storage
+from dinov2.data.stats import BandStats, Stats
+
+FORMAT_VERSION = 1
+INDEX = "index.parquet"
+METADATA = b"eo-ssl"
+SHARD_NAME = re.compile(r"shard-[0-9]{6}\.tar")  # never a path: an index from elsewhere must not lead out of its folder
+REMEDY = "fetch or write this set again"
+SCHEMA = pa.schema(
+    {
+        "name": pa.string(),
+        "samples": pa.int64(),
+        "first": pa.int64(),  # position of the shard's first sample in the set
+        "bytes": pa.int64(),
+        "sha256": pa.string(),
+        "sidecar_bytes": pa.int64(),
+        "images": pa.list_(pa.string()),
+        "crs": pa.string(),  # null where the samples of the shard have none or several
+        "bounds": pa.list_(pa.float64()),  # min x, min y, max x, max y in crs
+    }
+)
+
+
+def sidecar_name(shard: str) -> str:
+    """File name of a shard's sidecar."""
+    return shard.removesuffix(".tar") + ".idx"
+
+
+def stats_to_json(stats: Stats) -> list[list[Any]]:
+    """Statistics as ``[[sensor, band, numbers], ...]``."""
+    return [[sensor, band, asdict(s)] for (sensor, band), s in sorted(stats.items())]
+
+
+def stats_from_json(raw: Sequence[Sequence[Any]]) -> Stats:
+    """The inverse of :func:`stats_to_json`."""
+    return {(sensor, band): BandStats(**numbers) for sensor, band, numbers in raw}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard set on its own: ``names``, ``sha256`` and the arrays ``[S]`` have an entry per shard."""
+
+    folder: str
+    names: list[str]
+    sha256: list[str]
+    samples: np.ndarray  # [S]
+    bytes: np.ndarray  # [S]
+    sidecar_bytes: np.ndarray  # [S]
+    images: dict[str, ImageSpec]
+    labels: dict[str, Any]
+    stats: Stats
+    provenance: dict[str, Any]
+    licence: str
+
+    def path(self, shard: int) -> str:
+        """Path or URL of a shard."""
+        return f"{self.folder}/{self.names[shard]}"
+
+    def sidecar_path(self, shard: int) -> str:
+        """Path or URL of a shard's sidecar."""
+        return f"{self.folder}/{sidecar_name(self.names[shard])}"
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for every listed file that is absent or has another size."""
+        found = storage.sizes(self.folder)
+        for shard, name in enumerate(self.names):
+            for file, size in ((name, self.bytes[shard]), (sidecar_name(name), self.sidecar_bytes[shard])):
+                if file not in found:
+                    yield f"{self.folder}/{file} is listed in {INDEX} but absent: {REMEDY}"
+                elif found[file] != size:
+                    yield f"{self.folder}/{file} has {found[file]} bytes, {INDEX} lists {size}: {REMEDY}"
+
+
+def write_index(out: Path, rows: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> None:
+    """Write the set's index; ``info`` holds images, labels, stats, provenance and licence as JSON values."""
+    first = np.cumsum([0] + [row["samples"] for row in rows])
+    columns = {name: [row[name] for row in rows] if name != "first" else first[:-1].tolist() for name in SCHEMA.names}
+    head = {"format_version": FORMAT_VERSION, "created_by": f"eo-ssl {__version__}", **info}
+    schema = SCHEMA.with_metadata({METADATA: json.dumps(head, sort_keys=True).encode()})
+    with storage.atomic(out / INDEX) as file:
+        pq.write_table(pa.table(columns, schema=schema), file)
+
+
+def read_index(folder: str | Path) -> Part:
+    """Open one set's index; ValueError says what is missing or not readable."""
+    folder = str(folder).rstrip("/")
+    path = f"{folder}/{INDEX}"
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_file(path)))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is absent: not a shard set, or its preparation was not finished (run the same command again)"
+        ) from None
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
+    info = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
+    if info.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {info.get('format_version')}, this program reads {FORMAT_VERSION}: "
+            "write the set again with this version"
+        )
+    names = table["name"].to_pylist()
+    if strange := next((name for name in names if not SHARD_NAME.fullmatch(name)), None):
+        raise ValueError(f"{path} lists the shard {strange!r}: names must be shard-000000.tar and so on")
+    return Part(
+        folder,
+        names,
+        table["sha256"].to_pylist(),
+        table["samples"].to_numpy(),
+        table["bytes"].to_numpy(),
+        table["sidecar_bytes"].to_numpy(),
+        {key: ImageSpec.from_dict(spec) for key, spec in info["images"].items()},
+        info["labels"],
+        stats_from_json(info["stats"]),
+        info["provenance"],
+        info["licence"],
+    )

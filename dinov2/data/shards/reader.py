@@ -1,0 +1,154 @@
+"""Random access to the samples of one or several shard sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinov2.data.sample import IMAGE_KEY, ImageSpec, Sample
+from dinov2.data.shards import storage
+from dinov2.data.shards.index import REMEDY, Part, read_index
+from dinov2.data.shards.members import JSON, LABEL_PREFIX, array_name, decode
+from dinov2.data.shards.sidecar import Member, Sidecar
+from dinov2.data.stats import Stats, merge_stats
+
+
+class DamagedSample(ValueError):
+    """A sample (or a whole sidecar) whose bytes are not those that were written; the message names shard and key."""
+
+
+@lru_cache(maxsize=256)
+def _sidecar(path: str, sha256: str) -> Sidecar:
+    """The sidecar of the shard with this digest (the digest keeps a rewritten set apart from its predecessor)."""
+    try:
+        return Sidecar.unpack(storage.read_file(path))
+    except (OSError, ValueError) as error:
+        raise DamagedSample(f"{path}: {error}; {REMEDY}") from error
+
+
+def _runs(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Groups of members that lie back to back: one read each."""
+    run: list[Member] = []
+    for member in members:
+        if run and member.start != run[-1].end:
+            yield run
+            run = []
+        run.append(member)
+    yield run
+
+
+class ShardSet:
+    """One or several shard sets as one: shards are numbered through, each sample carries the specs of its own set.
+
+    ``counts`` int64 ``[S]`` samples per shard; ``images`` image key -> the specs it has in these sets; ``stats`` the
+    merged per-band statistics; ``labels`` name -> description; ``parts`` the single sets (provenance, licence).
+    """
+
+    def __init__(self, parts: Sequence[Part], checksums: bool = True) -> None:
+        self.parts = list(parts)
+        self.checksums = checksums
+        self.counts = np.concatenate([part.samples for part in parts])  # [S]
+        self._ends = np.cumsum([len(part.names) for part in parts])  # [parts] shards up to and with each part
+
+    @classmethod
+    def open(cls, paths: str | Path | Sequence[str | Path], checksums: bool = True) -> ShardSet:
+        """Open folders or fsspec URLs and check that every listed file is there with its size (ValueError)."""
+        parts = [read_index(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        for part in parts:
+            for problem in part.problems():
+                raise ValueError(problem)
+        return cls(parts, checksums)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    @cached_property
+    def images(self) -> dict[str, list[ImageSpec]]:
+        """Image key -> its distinct specs."""
+        # compared as text because a nodata of NaN differs from itself
+        distinct = {json.dumps(spec.to_dict()): spec for part in self.parts for spec in part.images.values()}
+        keys = sorted({spec.key for spec in distinct.values()})
+        return {key: [spec for spec in distinct.values() if spec.key == key] for key in keys}
+
+    @cached_property
+    def stats(self) -> Stats:
+        """Per-band statistics over all sets."""
+        return merge_stats([part.stats for part in self.parts])
+
+    @cached_property
+    def labels(self) -> dict[str, Any]:
+        """Label name -> description; sets that disagree raise."""
+        merged: dict[str, Any] = {}
+        for part in self.parts:
+            for name, description in part.labels.items():
+                if merged.setdefault(name, description) != description:
+                    raise ValueError(f"{part.folder}: label {name!r} is described otherwise in {self.parts[0].folder}")
+        return merged
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the shards' own: equal only for the same shards in the same order."""
+        return hashlib.sha256("".join(s for part in self.parts for s in part.sha256).encode()).hexdigest()
+
+    def locate(self, shard: int) -> tuple[Part, int]:
+        """The set that holds a shard, and the shard's number within it."""
+        which = int(np.searchsorted(self._ends, shard, side="right"))
+        return self.parts[which], shard - int(self._ends[which - 1] if which else 0)
+
+    def path(self, shard: int) -> str:
+        """Path or URL of a shard."""
+        part, number = self.locate(shard)
+        return part.path(number)
+
+    def keys(self, shard: int) -> list[str]:
+        """Keys of a shard's samples."""
+        part, number = self.locate(shard)
+        return _sidecar(part.sidecar_path(number), part.sha256[number]).keys
+
+    def read(
+        self,
+        shard: int,
+        index: int,
+        images: Collection[str] | None = None,
+        labels: Collection[str] | None = None,
+    ) -> Sample:
+        """Sample ``index`` of ``shard`` with these images and label arrays (None: all); the rest is not read.
+
+        Labels that are numbers always come along. Raises :class:`DamagedSample`.
+        """
+        part, number = self.locate(shard)
+        sidecar = _sidecar(part.sidecar_path(number), part.sha256[number])
+        key, path = sidecar.keys[index], part.path(number)
+        wanted = [m for m in sidecar.members(index) if _chosen(m.name, images, labels)]
+        if not any(IMAGE_KEY.fullmatch(array_name(m.name)) for m in wanted):
+            raise ValueError(f"{path}, sample {key!r} has none of the images {', '.join(images or ())}")
+        try:
+            payloads = {m.name: p for run in _runs(wanted) for m, p in zip(run, self._payloads(path, run), strict=True)}
+            return decode(key, payloads, part.images)
+        except (OSError, EOFError, KeyError, ValueError) as error:
+            raise DamagedSample(f"{path}, sample {key!r}: {error}; {REMEDY}") from error
+
+    def _payloads(self, path: str, run: Sequence[Member]) -> Iterator[memoryview]:
+        """Payloads of members that lie back to back."""
+        start = run[0].start
+        buffer = memoryview(storage.read_range(path, start, run[-1].end - start))
+        for m in run:
+            record = buffer[m.start - start : m.end - start]
+            if self.checksums and zlib.crc32(record) != m.crc:
+                raise ValueError(f"the checksum of {m.name} differs")
+            yield record[m.header : m.header + m.size]
+
+
+def _chosen(member: str, images: Collection[str] | None, labels: Collection[str] | None) -> bool:
+    """Whether a member is asked for."""
+    name = array_name(member)
+    if name.startswith(LABEL_PREFIX):
+        return labels is None or name.removeprefix(LABEL_PREFIX) in labels
+    return name == JSON or images is None or name in images
