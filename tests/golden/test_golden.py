@@ -14,9 +14,7 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {**adapters_models.ADAPTERS, **adapte
 
 # Whole groups and single kinds whose code is not written yet. Remove a line when its adapter arrives.
 LATER = {
-    ("contrastive", "barlow"),
     ("contrastive", "moco_queue"),
-    ("contrastive", "negcos_byol"),
     ("decoders", "*"),
     ("dinov2", "ssl_step_dinov2"),
     ("dinov2", "ssl_step_panopticon"),

@@ -1,0 +1,169 @@
+"""DINO(v2): a student predicts an EMA teacher's prototype assignments, of whole images and of hidden patches."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.data.batch import Batch, MaskSpec, View, ViewSpec
+from dinov2.models.heads import DINOHead
+from dinov2.objectives.base import Now, Objective, ema_update
+from dinov2.objectives.losses import (
+    centering_bias,
+    koleo,
+    masked_weights,
+    moved_centre,
+    prototype_cross_entropy,
+    sinkhorn_bias,
+)
+
+LEVELS = ("cls", "patch")  # the image (DINO) and its hidden patches (iBOT)
+
+
+class Targets(NamedTuple):
+    """Teacher assignments, not yet multiplied out: ``softmax(features prototypes^T / temperature + bias)``."""
+
+    features: Tensor  # [N, d]
+    prototypes: Tensor  # [K, d]
+    bias: Tensor  # [K]
+    temperature: float
+
+
+class DINO(Objective):
+    """DINO on class tokens + iBOT on masked patches + KoLeo (Oquab et al. 2023, arXiv 2304.07193, sec. 4).
+
+    Two global crops go through student (patches masked) and teacher (whole), local crops through the student only.
+    ``centering``: ``centering`` (a moving centre, DINO) or ``sinkhorn`` (SwAV). ``separate_ibot_head`` gives patches a
+    head of their own. ``loss`` is dino_local + dino_global + ibot_weight * ibot + koleo_weight * koleo.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        global_size: int = 224,
+        local_size: int = 98,
+        local_crops: int = 4,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        global_bands: tuple[int, int] = (4, 13),
+        local_bands: tuple[int, int] = (1, 4),
+        prototypes: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        head_layers: int = 3,
+        separate_ibot_head: bool = False,
+        ibot_weight: float = 1.0,
+        koleo_weight: float = 0.1,
+        centering: str = "centering",
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+        mask_probability: float = 0.5,
+        mask_ratio: tuple[float, float] = (0.1, 0.5),
+    ) -> None:
+        super().__init__()
+        if centering not in ("centering", "sinkhorn"):
+            raise ValueError(f"objective.centering {centering!r} is neither 'centering' nor 'sinkhorn'")
+        self.ibot_weight, self.koleo_weight, self.student_temp = ibot_weight, koleo_weight, student_temp
+        self.centering, self.center_momentum, self.local_crops = centering, center_momentum, local_crops
+        mask = MaskSpec("block", encoder.patch_size, probability=mask_probability, ratio_range=mask_ratio)
+        crops = (
+            ViewSpec("global", 2, global_size, global_scale, global_bands, mask=mask),
+            ViewSpec("local", local_crops, local_size, local_scale, local_bands, distinct=False),
+        )
+        self.views = tuple(view for view in crops if view.count)
+        options = {"layers": head_layers, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(
+            {level: DINOHead(encoder.embed_dim, prototypes, **options) for level in LEVELS[: 1 + separate_ibot_head]}
+        )
+        self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
+        self.teacher = nn.ModuleDict({"encoder": copy.deepcopy(encoder), "heads": copy.deepcopy(self.heads)})
+        self.teacher.requires_grad_(False)
+        for level in LEVELS:  # centres of the teacher's bottleneck features; what this step has seen: their sum, count
+            self.register_buffer(f"centre_{level}", torch.zeros(bottleneck_dim))
+            self.register_buffer(f"seen_{level}", torch.zeros(bottleneck_dim + 1), persistent=False)
+
+    def train(self, mode: bool = True) -> DINO:
+        """Training mode is the student's: the teacher never drops a path."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """See :class:`Objective`; further terms are ``dino_local``, ``dino_global``, ``ibot`` and ``koleo``."""
+        crops, masks = batch.views["global"], batch.views["global"]["masks"]  # masks [2B, L]
+        image, patch = self.teach(crops, masks, now.teacher_temp)
+        student = self.encoder.forward_features(crops, masks=masks, fill=self.mask_token[0])
+        prototypes = {level: head.prototypes for level, head in self.heads.items()}  # [K, d]
+
+        first, second = image.features.chunk(2)  # [B, d]
+        samples, pairs = len(first), 2 + max(2 * self.local_crops, 1)
+        weights = first.new_full((2 * samples,), 1 / (samples * pairs))
+
+        def cross_entropy(level: str, features: Tensor, teacher: Tensor, targets: Targets, weights: Tensor) -> Tensor:
+            own = prototypes[self.head_of(level)]
+            _, theirs, bias, temperature = targets
+            return prototype_cross_entropy(
+                features, own, self.student_temp, teacher, theirs, temperature, bias, weights
+            )
+
+        head = self.heads["cls"]
+        swapped = torch.cat([second, first])[None]  # each global crop learns from the other
+        dino_global = cross_entropy("cls", head.bottleneck(student["cls"])[None], swapped, image, weights)
+        dino_local = torch.zeros_like(dino_global)
+        if self.local_crops:
+            local = head.bottleneck(self.encoder(batch.views["local"])).unflatten(0, (-1, samples))  # [n, B, d]
+            dino_local = cross_entropy("cls", local, torch.stack([first, second]), image, weights[:samples])
+        hidden = self.heads[self.head_of("patch")].bottleneck(student["patches"][masks])[None]  # [1, M, d]
+        ibot = cross_entropy("patch", hidden, patch.features[None], patch, masked_weights(masks))
+        spread = sum(koleo(x) for x in student["cls"].chunk(2))  # crops of one image may lie together
+        return {
+            "loss": dino_local + dino_global + self.ibot_weight * ibot + self.koleo_weight * spread,
+            "dino_local": dino_local.detach(),
+            "dino_global": dino_global.detach(),
+            "ibot": ibot.detach(),
+            "koleo": spread.detach(),
+            "embedding": student["cls"][:samples].detach(),
+        }
+
+    def head_of(self, level: str) -> str:
+        """Which head serves ``level``: its own where it has one, else the image's."""
+        return level if level in self.heads else "cls"
+
+    @torch.no_grad()
+    def teach(self, crops: View, masks: Tensor, temperature: float) -> tuple[Targets, Targets]:
+        """Targets of the class tokens ``[2B, d]`` and of the hidden patches ``[masks.sum(), d]``."""
+        features = self.teacher["encoder"].forward_features(crops)
+        image = self.targets("cls", features["cls"], temperature)
+        return image, self.targets("patch", features["patches"][masks], temperature)
+
+    def targets(self, level: str, tokens: Tensor, temperature: float) -> Targets:
+        """Balanced or centred targets of teacher tokens ``[N, D]``; the centre is the one before this batch."""
+        head = self.teacher["heads"][self.head_of(level)]
+        features, prototypes = head.bottleneck(tokens), head.prototypes
+        if self.centering == "sinkhorn":
+            bias = sinkhorn_bias(features, prototypes, temperature)
+        else:
+            bias = centering_bias(prototypes, self.get_buffer(f"centre_{level}"), temperature)
+            count = features.new_full((1,), len(features))
+            self.get_buffer(f"seen_{level}").add_(torch.cat([features.sum(0), count]))
+        return Targets(features, prototypes, bias, temperature)
+
+    @torch.no_grad()
+    def after_step(self, now: Now) -> None:
+        """Move the EMA teacher, and the centres towards what all ranks have seen since the last step."""
+        ema_update(self.teacher["encoder"], self.encoder, now.momentum)
+        ema_update(self.teacher["heads"], self.heads, now.momentum)
+        if self.centering == "centering":
+            for level in LEVELS:
+                centre, seen = self.get_buffer(f"centre_{level}"), self.get_buffer(f"seen_{level}")
+                centre.copy_(moved_centre(centre, seen[:-1], seen[-1], self.center_momentum))
+                seen.zero_()
+
+    def export(self) -> nn.Module:
+        """The teacher's encoder."""
+        return self.teacher["encoder"]

@@ -1,0 +1,204 @@
+"""Losses of the self-supervised objectives as pure functions.
+
+The only collectives are ``gather``, ``mean`` and ``sum_``, and one law holds for every function: the mean over W ranks
+of the value, and of every gradient, equals that of one rank with the whole batch. Legend: B samples of one rank,
+D features, K prototypes, d bottleneck width, N rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dinov2.distributed import gather, mean, rank, sum_
+from dinov2.models.heads import batch_moments, full_precision
+
+DUPLICATE = 1e-6  # unit vectors closer than this differ by float32 rounding only
+CHUNK = 2**22  # logits held at a time by the prototype losses (16 MiB in float32)
+
+
+def _own_rows(x: Tensor) -> Tensor:
+    """Positions ``[B]`` of this rank's rows in ``gather(x)``."""
+    return torch.arange(x.shape[0], device=x.device) + rank() * x.shape[0]
+
+
+# ---- two views
+
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
+    """SimCLR's loss of two views ``[B, D]``: each of the 2B rows finds its partner among all others of all ranks.
+
+    Source: arXiv 2002.05709, eq. 1.
+    """
+    z0, z1 = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
+    everyone = torch.cat([gather(z0), gather(z1)])  # [2WB, D]
+    first = _own_rows(z0)
+    own = torch.cat([first, first + len(everyone) // 2])  # [2B]
+    logits = torch.cat([z0, z1]) @ everyone.T / temperature  # [2B, 2WB]
+    logits = logits.scatter(1, own[:, None], float("-inf"))
+    return F.cross_entropy(logits.float(), own.roll(len(first)))
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float = 0.2, queue: Tensor | None = None) -> Tensor:
+    """MoCo's loss of ``queries`` and ``keys`` ``[B, D]``: row i of the queries finds row i of the keys.
+
+    Negatives are the keys of all ranks (MoCo v3, arXiv 2104.02057, without its constant factor 2 * temperature), or
+    the unit rows of ``queue`` ``[Q, D]`` where one is given (MoCo, arXiv 1911.05722, eq. 1).
+    """
+    queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+    if queue is None:
+        logits, target = queries @ gather(keys).T, _own_rows(queries)  # [B, WB]
+    else:
+        logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ queue.T], dim=1)  # [B, 1 + Q]
+        target = torch.zeros_like(_own_rows(queries))
+    return F.cross_entropy(logits.float() / temperature, target)
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean of ``-cos`` over rows of ``[B, D]``; BYOL's loss (arXiv 2006.07733, eq. 2) is 2 + 2 of it."""
+    return -F.cosine_similarity(prediction, target, dim=1, eps=1e-8).mean()
+
+
+def cross_correlation(z0: Tensor, z1: Tensor, off_diagonal: float = 0.005) -> Tensor:
+    """Barlow Twins' loss of two views ``[B, D]`` (arXiv 2103.03230, eq. 1), standardised over all ranks' batches."""
+    (mean0, variance0), (mean1, variance1) = batch_moments(z0), batch_moments(z1)
+    z0, z1 = (z0 - mean0) * torch.rsqrt(variance0 + 1e-5), (z1 - mean1) * torch.rsqrt(variance1 + 1e-5)
+    correlation = mean(z0.T @ z1 / len(z0))  # [D, D]
+    diagonal = correlation.diagonal()
+    return (diagonal - 1).square().sum() + off_diagonal * (correlation.square().sum() - diagonal.square().sum())
+
+
+# ---- DINO
+
+
+def nearest_neighbours(x: Tensor, everyone: Tensor) -> Tensor:
+    """For each unit row of ``x`` ``[B, D]`` the row of ``everyone`` = ``gather(x)`` closest to it, itself excluded."""
+    similarity = x.detach() @ everyone.detach().T  # [B, WB]
+    return similarity.scatter(1, _own_rows(x)[:, None], -2.0).argmax(1)
+
+
+def koleo(x: Tensor) -> Tensor:
+    """KoLeo: minus the mean log distance of each unit row ``[B, D]`` to its nearest neighbour among all ranks' rows.
+
+    0 where there is no neighbour. A row and its duplicate cannot be pulled apart by the network (and their gradient,
+    1 / distance, would be all noise), so they count in the value only. Source: arXiv 1806.03198, as DINOv2 uses it.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = F.normalize(full_precision(x), dim=1, eps=1e-8)
+        everyone = gather(x)  # [WB, D]
+        if len(everyone) < 2:
+            return 0 * x.sum()
+        distance = F.pairwise_distance(x, everyone[nearest_neighbours(x, everyone)], eps=1e-8)  # [B]
+        logs = torch.log(distance + 1e-8)
+        return -torch.where(distance > DUPLICATE, logs, logs.detach()).mean()
+
+
+def masked_weights(masks: Tensor) -> Tensor:
+    """iBOT's weight of every masked patch of ``masks`` bool ``[B, L]``, row-major: ``1 / (B * masked in its image)``.
+
+    So every masked image weighs the same, and ranks may hide different numbers of patches. Shape ``[masks.sum()]``.
+    """
+    per_image = 1.0 / (len(masks) * masks.sum(1, keepdim=True).clamp_min(1))  # [B, 1]
+    return per_image.expand_as(masks)[masks]
+
+
+def moved_centre(centre: Tensor, total: Tensor, count: Tensor, momentum: float) -> Tensor:
+    """The EMA ``centre`` ``[d]`` after rows of all ranks: ``total`` ``[d]`` their sum on this rank, ``count`` how many.
+
+    Where no rank has a row the centre stays. Source: arXiv 2104.14294, eq. 4.
+    """
+    total, count = sum_(total), sum_(count)
+    return torch.lerp(centre, total / count.clamp_min(1), (1 - momentum) * (count > 0))
+
+
+def _row_chunks(prototypes: Tensor, views: int = 1) -> int:
+    """How many rows of ``views`` logit vectors stay within CHUNK numbers."""
+    return max(1, CHUNK // (views * len(prototypes)))
+
+
+def centering_bias(prototypes: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """The bias ``[K]`` that centres teacher logits: targets are ``softmax(h prototypes^T / temperature + bias)``.
+
+    The last layer is linear, so the mean of the logits is the logit of the mean: the ``centre`` ``[d]`` stays in the
+    bottleneck space. Source: arXiv 2104.14294, eq. 4.
+    """
+    return -(prototypes @ centre) / temperature
+
+
+@torch.no_grad()
+def sinkhorn_bias(
+    features: Tensor, prototypes: Tensor, temperature: float, iterations: int = 3, rows: Tensor | None = None
+) -> Tensor:
+    """The bias ``[K]`` after Sinkhorn-Knopp: targets are ``softmax(h prototypes^T / temperature + bias)``.
+
+    ``features`` ``[N, d]`` of this rank (N may differ between ranks and may be 0), ``rows`` bool ``[N]`` False for
+    padding. One iteration (arXiv 2006.09882, appendix A) balances prototypes over all samples of all ranks, then
+    normalises each sample: a softmax, whose maximum is subtracted. With u the prototypes' factors, bias = log u, an
+    iteration is ``bias -= log sum_n softmax(logits_n + bias)``; that sum is never below 1/K, so nothing overflows.
+    """
+    if rows is not None:
+        features = features[rows]
+    chunks = features.split(_row_chunks(prototypes))
+
+    def logits(chunk: Tensor) -> Tensor:
+        return full_precision(chunk @ prototypes.T) / temperature  # [n, K]
+
+    mass = torch.stack([logits(chunk).logsumexp(0) for chunk in chunks]).logsumexp(0, keepdim=True)  # [1, K]
+    bias = -gather(mass).logsumexp(0)  # [K]
+    for _ in range(iterations - 1):
+        total = sum((logits(chunk) + bias).softmax(1).sum(0) for chunk in chunks)  # [K]
+        bias = bias - torch.log(sum_(total))
+    return bias
+
+
+class _PrototypeCrossEntropy(torch.autograd.Function):
+    """See :func:`prototype_cross_entropy`. The gradient is made in the forward, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, student, prototypes, temperature, teacher, teacher_prototypes, teacher_temperature, bias, weights):
+        views, rows, teachers = len(student), _row_chunks(prototypes, len(student)), len(teacher)
+        grad_student, grad_prototypes = torch.zeros_like(student), torch.zeros_like(prototypes)
+        loss, weights = student.new_zeros(()), weights.to(student.dtype)
+        for start in range(0, student.shape[1], rows):
+            now = slice(start, start + rows)
+            target = 0  # [n, K], sums to the number of teachers
+            for h in teacher[:, now]:
+                target = target + (full_precision(h @ teacher_prototypes.T) / teacher_temperature + bias).softmax(-1)
+            for view in range(views):
+                h = student[view, now]  # [n, d]
+                logits = full_precision(h @ prototypes.T) / temperature  # [n, K]
+                log_mass = logits.logsumexp(-1)  # [n]
+                loss += (weights[now] * (teachers * log_mass - (target * logits).sum(-1))).sum()
+                logits.sub_(log_mass[:, None]).exp_().mul_(teachers).sub_(target)
+                error = logits.mul_(weights[now, None] / temperature).to(h.dtype)  # d loss / d (h prototypes^T)
+                grad_student[view, now] = error @ prototypes
+                grad_prototypes += error.T @ h
+        ctx.save_for_backward(grad_student, grad_prototypes)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_student, grad_prototypes = ctx.saved_tensors
+        return grad * grad_student, grad * grad_prototypes, *[None] * 6
+
+
+def prototype_cross_entropy(
+    student: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    teacher: Tensor,
+    teacher_prototypes: Tensor,
+    teacher_temperature: float,
+    bias: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """``sum_n weights_n sum_{s,t} H(p_tn, q_sn)`` over all pairs of student and teacher views of row n.
+
+    ``student`` ``[S, N, d]`` and ``prototypes`` ``[K, d]`` with q = softmax(student prototypes^T / temperature), and
+    likewise ``teacher`` ``[T, N, d]`` with p as :func:`centering_bias` and :func:`sinkhorn_bias` say (no gradient),
+    ``weights`` ``[N]``. Logits exist for CHUNK numbers at a time only. N may be 0: the loss is 0, gradients are zeros.
+    """
+    return _PrototypeCrossEntropy.apply(
+        student, prototypes, temperature, teacher, teacher_prototypes, teacher_temperature, bias, weights
+    )

@@ -1,0 +1,79 @@
+"""AdamW: which parameter learns how fast, decays how much, and from when on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.objectives.base import Now
+
+BLOCK = re.compile(r"encoder\.blocks\.(?:\d+\.)?(\d+)\.")  # the index within a chunk is global: blocks.<chunk>.<index>.
+EMBEDDING = re.compile(r"(encoder\.)?(patch_embed|pos_embed|cls_token|mask_token|register_tokens)\b")
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for embeddings and tokens, 1..depth for the blocks, depth + 1 for everything above them."""
+    block = BLOCK.match(name)
+    return int(block[1]) + 1 if block else 0 if EMBEDDING.match(name) else depth + 1
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    layer_decay: float = 1.0,
+    patch_embed_lr: float = 1.0,
+    lr_multipliers: Mapping[str, float] | None = None,
+    freeze: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Groups of parameters with ``names``, ``lr_multiplier``, ``wd_multiplier`` and ``freeze_steps``.
+
+    The rate falls by ``layer_decay`` per layer below the top of ``encoder.`` (BEiT, arXiv 2106.08254); it is multiplied
+    by ``patch_embed_lr`` and by every regex of ``lr_multipliers`` that is found in the name; the last regex of
+    ``freeze`` that is found says for how many steps it is 0. Vectors (biases, norms, LayerScale) do not decay. A regex
+    found in no name raises ValueError. ``named`` are pairs as of ``named_parameters()``; frozen ones are left out.
+    """
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    depth = max((int(m[1]) + 1 for name, _ in trainable if (m := BLOCK.match(name))), default=0)
+    factors = {r"^encoder\.patch_embed\.": patch_embed_lr} | dict(lr_multipliers or {})
+    for option, patterns in (("lr_multipliers", lr_multipliers or {}), ("freeze", freeze or {})):
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name, _ in trainable):
+                raise ValueError(f"optim.{option}: {pattern!r} is found in no trainable parameter's name")
+    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
+    for name, p in trainable:
+        rate = layer_decay ** (depth + 1 - _layer(name, depth))
+        for pattern, factor in factors.items():
+            rate *= factor if re.search(pattern, name) else 1.0
+        decay = 0.0 if p.ndim <= 1 else 1.0
+        frozen = next((steps for r, steps in reversed((freeze or {}).items()) if re.search(r, name)), 0)
+        empty = {"params": [], "names": [], "lr_multiplier": rate, "wd_multiplier": decay, "freeze_steps": frozen}
+        group = groups.setdefault((rate, decay, frozen), empty)
+        group["params"].append(p)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(objective: nn.Module, optim: Mapping[str, Any]) -> torch.optim.AdamW:
+    """AdamW over the objective's trainable parameters; ``optim`` holds the options of that section.
+
+    Fused: one pass over the parameters, on CPUs too, and the same bits on every run.
+    """
+    keys = ("layer_decay", "patch_embed_lr", "lr_multipliers", "freeze")
+    groups = parameter_groups(objective.named_parameters(), **{key: optim[key] for key in keys})
+    return torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, now: Now) -> None:
+    """Give every group the learning rate and weight decay of this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = now.lr * group["lr_multiplier"] if now.step >= group["freeze_steps"] else 0.0
+        group["weight_decay"] = now.weight_decay * group["wd_multiplier"]
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint L2 norm is at most ``max_norm``; returns the norm before."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
