@@ -38,6 +38,19 @@ def average(maps: np.ndarray, factor: int) -> np.ndarray:
     return p @ maps @ p.T
 
 
+@lru_cache(maxsize=16)
+def _blur(n: int, radius: int) -> np.ndarray:
+    distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    weights = np.maximum(radius + 1.0 - distance, 0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def blurred(field: np.ndarray, radius: int) -> np.ndarray:
+    """``field [n, n]`` under a tent of ``radius`` pixels."""
+    b = _blur(field.shape[0], radius)
+    return b @ field @ b.T
+
+
 @dataclass(frozen=True)
 class Grid:
     """``n`` x ``n`` pixels of ``step`` metres with a random generator: fields do not depend on ``step`` (aliasing aside)."""
@@ -73,17 +86,22 @@ class Grid:
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         return c * x + s * y + np.float32(dx), -s * x + c * y + np.float32(dy)
 
-    def scattered(self, spacing: float, jitter: float) -> np.ndarray:
-        """Distance to the nearest of the points of a turned square lattice, each moved by up to ``jitter`` spacings."""
+    def scattered(self, spacing: float, jitter: float, spread: float = 0.0) -> np.ndarray:
+        """Distance to the nearest of the points of a turned square lattice, each moved by up to ``jitter`` spacings.
+
+        Every point measures with a length of its own, ``1 +- spread``: thresholds then draw discs of several sizes.
+        """
         u, v = self.rotated()
         i, j = np.floor(u / spacing).astype(int), np.floor(v / spacing).astype(int)
         points = self.rng.uniform(0.5 - jitter, 0.5 + jitter, (2, PERIOD, PERIOD)).astype(np.float32)
+        weight = self.rng.uniform(1 - spread, 1 + spread, (PERIOD, PERIOD)).astype(np.float32) ** -2
         nearest = np.full(u.shape, np.inf, np.float32)
         for di in (-1, 0, 1):
             for dj in (-1, 0, 1):
-                pu, pv = points[:, (i + di) % PERIOD, (j + dj) % PERIOD]
+                cell = (i + di) % PERIOD, (j + dj) % PERIOD
+                pu, pv = points[:, *cell]
                 du, dv = (i + di + pu) * spacing - u, (j + dj + pv) * spacing - v
-                np.minimum(nearest, (du * du + dv * dv).astype(np.float32), out=nearest)
+                np.minimum(nearest, weight[cell] * (du * du + dv * dv).astype(np.float32), out=nearest)
         return np.sqrt(nearest)
 
     def parcels(self, width: float, bend: float = 6.0) -> np.ndarray:

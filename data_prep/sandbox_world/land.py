@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.sandbox_world.conditions import Conditions
-from data_prep.sandbox_world.geometry import PARCELS, Grid
+from data_prep.sandbox_world.geometry import PARCELS, Grid, blurred
 from data_prep.sandbox_world.layouts import BARE, BUILT, COVERS, CROP, FOREST, MEADOW, WATER, Layout
 from data_prep.sandbox_world.spectra import SURFACES, K
 
@@ -39,10 +39,10 @@ class Land:
 def draw_land(layout: Layout, grid: Grid) -> Land:
     """Terrain, heights, textures and the parcels' crops."""
     rng = grid.rng
-    relief = np.exp(rng.uniform(np.log(2.0), np.log(60.0)))
-    water = layout.cover == WATER
-    base = rng.uniform(5, 900)
-    elevation = np.where(water, 0.0, 0.5 + relief * np.log1p(np.exp(grid.noise(260.0, octaves=4))))
+    relief, base = np.exp(rng.uniform(np.log(2.0), np.log(40.0))), rng.uniform(5, 900)
+    water = (layout.cover == WATER).astype(np.float32)
+    banks = np.where(water, 0.0, 1.0 - blurred(water, round(30.0 / grid.step)))  # water is level, its banks are not steep
+    elevation = banks * (0.5 + relief * np.log1p(np.exp(grid.noise(260.0, octaves=3))))
     coarse, fine = grid.noise(90.0, octaves=3), grid.noise(16.0)
     height = np.zeros_like(fine)
     height[layout.cover == FOREST] = rng.uniform(8, 30)

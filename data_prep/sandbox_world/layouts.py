@@ -20,25 +20,25 @@ WATER, FOREST, MEADOW, CROP, BARE, BUILT = range(len(COVERS))
 # --- woodland: forest in open land ------------------------------------------------------------------------------------
 def stands(grid: Grid, fraction: float) -> np.ndarray:
     """Forest in a few large stands with smooth edges."""
-    return lowest(grid.noise(200.0) + 0.12 * grid.noise(30.0), fraction)
+    return lowest(grid.noise(grid.rng.uniform(120, 200)) + 0.2 * grid.noise(30.0), fraction)
 
 
 def clearings(grid: Grid, fraction: float) -> np.ndarray:
     """Forest with many round clearings."""
-    spacing = grid.rng.uniform(105, 140)
-    return lowest(-grid.scattered(spacing, 0.2) + 5.0 * grid.noise(30.0), fraction)
+    spacing = grid.rng.uniform(90, 170)
+    return lowest(-grid.scattered(spacing, 0.22, 0.25) + 5.0 * grid.noise(30.0), fraction)
 
 
 def shelterbelts(grid: Grid, fraction: float) -> np.ndarray:
     """Forest in parallel belts."""
     u, _ = grid.rotated()
-    period = grid.rng.uniform(70, 120)
+    period = grid.rng.uniform(60, 140)
     return lowest(np.cos(2 * np.pi / period * (u + 8.0 * grid.noise(160.0))) + 0.15 * grid.noise(40.0), fraction)
 
 
 def plots(grid: Grid, fraction: float) -> np.ndarray:
     """Forest in rectangular plots among plots without."""
-    return lowest(grid.rng.random(PARCELS).astype(np.float32)[grid.parcels(grid.rng.uniform(70, 100))], fraction)
+    return lowest(grid.rng.random(PARCELS).astype(np.float32)[grid.parcels(grid.rng.uniform(55, 120))], fraction)
 
 
 # --- waters: water in a mixed landscape -------------------------------------------------------------------------------
@@ -47,8 +47,8 @@ def river(grid: Grid, fraction: float) -> np.ndarray:
     x, y = grid.xy
     angle = grid.rng.uniform(0, np.pi)
     along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
-    period, phase = grid.rng.uniform(330, 520), grid.rng.uniform(0, 2 * np.pi)
-    centre = grid.rng.uniform(70, 130) * np.sin(2 * np.pi * along / period + phase) + grid.rng.uniform(-80, 80)
+    period, phase = grid.rng.uniform(260, 520), grid.rng.uniform(0, 2 * np.pi)
+    centre = grid.rng.uniform(60, 130) * np.sin(2 * np.pi * along / period + phase) + grid.rng.uniform(-80, 80)
     return lowest(np.abs(across - centre + 12.0 * grid.noise(120.0)) + 2.0 * grid.noise(20.0), fraction)
 
 
@@ -56,12 +56,12 @@ def coast(grid: Grid, fraction: float) -> np.ndarray:
     """One shore line with bays."""
     x, y = grid.xy
     angle = grid.rng.uniform(0, 2 * np.pi)
-    return lowest(x * np.cos(angle) + y * np.sin(angle) + 35.0 * grid.noise(130.0, octaves=3), fraction)
+    return lowest(x * np.cos(angle) + y * np.sin(angle) + 45.0 * grid.noise(grid.rng.uniform(70, 150), octaves=3), fraction)
 
 
 def ponds(grid: Grid, fraction: float) -> np.ndarray:
     """Many small round lakes."""
-    return lowest(grid.scattered(grid.rng.uniform(120, 165), 0.25) + 5.0 * grid.noise(40.0), fraction)
+    return lowest(grid.scattered(grid.rng.uniform(110, 230), 0.28, 0.4) + 8.0 * grid.noise(45.0), fraction)
 
 
 # --- settlements: buildings among gardens and fields ------------------------------------------------------------------
@@ -75,18 +75,18 @@ def town(grid: Grid, fraction: float) -> np.ndarray:
 
 def hamlets(grid: Grid, fraction: float) -> np.ndarray:
     """Farmsteads and small groups of houses, scattered."""
-    return lowest(grid.scattered(grid.rng.uniform(60, 85), 0.45) + 4.0 * grid.noise(25.0), fraction)
+    return lowest(grid.scattered(grid.rng.uniform(60, 100), 0.45, 0.3) + 4.0 * grid.noise(25.0), fraction)
 
 
 # --- drylands: irrigated green on bare ground -------------------------------------------------------------------------
 def pivots(grid: Grid, fraction: float) -> np.ndarray:
     """Circular fields of centre-pivot irrigation."""
-    return lowest(grid.scattered(grid.rng.uniform(150, 210), 0.03), fraction)
+    return lowest(grid.scattered(grid.rng.uniform(110, 190), 0.03), fraction)
 
 
 def wadis(grid: Grid, fraction: float) -> np.ndarray:
     """Green along the branches of dry channels."""
-    return lowest(np.abs(grid.noise(110.0, octaves=2)) + 0.05 * grid.noise(25.0), fraction)
+    return lowest(np.abs(grid.noise(grid.rng.uniform(70, 130), octaves=2)) + 0.05 * grid.noise(25.0), fraction)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ FAMILIES = (
     Family(FOREST, "open", (0.35, 0.65), (stands, clearings, shelterbelts, plots)),
     Family(WATER, "mixed", (0.12, 0.32), (river, coast, ponds)),
     Family(BUILT, "mixed", (0.18, 0.36), (town, hamlets)),
-    Family(CROP, "dry", (0.25, 0.55), (pivots, wadis)),
+    Family(MEADOW, "dry", (0.25, 0.55), (pivots, wadis)),
 )
 PATTERNS = [(family, pattern) for family in FAMILIES for pattern in family.classes]
 SCENES = tuple(pattern.__name__ for _, pattern in PATTERNS)
@@ -138,4 +138,5 @@ def draw(scene: int, grid: Grid) -> Layout:
     cover = ground_cover(grid, family.ground, parcel)
     figure = pattern(grid, grid.rng.uniform(*family.fraction))
     cover[figure] = family.figure
+    parcel[figure] = 0  # one piece of land
     return Layout(cover, parcel)
