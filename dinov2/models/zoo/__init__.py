@@ -1,1 +1,45 @@
-"""Adapters for released weights; each loads its published key layout strictly."""
+"""Released encoders behind one loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dinov2.models.state import load_strict
+from dinov2.models.zoo import dinov2, panopticon
+from dinov2.models.zoo.release import Release
+
+ZOO: dict[str, Release] = {**dinov2.RELEASES, **panopticon.RELEASES}
+
+Weights = str | Path | dict[str, Any] | None
+
+
+def load_encoder(name: str, weights: Weights = None, **sizes: Any) -> nn.Module:
+    """The released encoder ``name`` in evaluation mode; see :func:`load_released`."""
+    return load_released(name, weights, **sizes)[0]
+
+
+def load_released(name: str, weights: Weights = None, **sizes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The encoder, in evaluation mode, and what was released beside it (``mask_token [1, D]`` of DINOv2 models).
+
+    ``weights``: None = the released file (downloaded once into torch.hub's cache), a path, a state dict, or
+    ``"random"`` = untrained. ``sizes`` override the released sizes. A key that is missing, unknown or of another shape
+    raises ValueError naming it, as does an unknown ``name`` or an unreachable download.
+    """
+    if name not in ZOO:
+        raise ValueError(f"unknown released encoder {name!r}; known: {', '.join(sorted(ZOO))}")
+    encoder = ZOO[name].build(**sizes)
+    beside: dict[str, Tensor] = {}
+    if weights != "random":
+        state, beside = ZOO[name].read(weights)
+        load_strict(encoder, state, f"{name} from {describe(weights)}")
+    return encoder.eval(), beside
+
+
+def describe(weights: Weights) -> str:
+    """Where weights come from, for messages."""
+    if weights is None:
+        return "its published address"
+    return "a state dict" if isinstance(weights, dict) else str(weights)

@@ -1,0 +1,75 @@
+"""The parts of a masked autoencoder beside its encoder (He et al. 2022): decoder and pixel heads.
+
+Shape letters: B images, L patches (K visible, M hidden), E encoder width, D decoder width, n groups of bands that are
+reconstructed together, Q pixels of such a group in one patch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinov2.models.channels import ChannelEmbedding
+from dinov2.models.layers import Block, sincos_positions
+
+NORM_PIX_EPS = 1e-6
+
+
+class MAEDecoder(nn.Module):
+    """A light transformer that fills hidden patches in; parameter names as in the original release."""
+
+    def __init__(self, embed_dim: int, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.decoder_embed = nn.Linear(embed_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.decoder_blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
+        self.decoder_norm = nn.LayerNorm(dim, 1e-6)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, cls: Tensor, patches: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Class token ``[B, E]`` and visible patches ``[B, K, E]`` at indices ``keep [B, K]`` -> ``[B, L, D]``."""
+        b, length = len(cls), grid[0] * grid[1]
+        visible = self.decoder_embed(patches)  # [B, K, D]
+        tokens = self.mask_token.to(visible.dtype).expand(b, length, -1)
+        tokens = tokens.scatter(1, keep[..., None].expand_as(visible), visible)
+        tokens = tokens + sincos_positions(tokens.shape[-1], *grid).to(tokens)
+        tokens = torch.cat([self.decoder_embed(cls)[:, None], tokens], 1)  # the class token has position 0
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_norm(tokens)[:, 1:]
+
+
+class ChannelHead(nn.Module):
+    """Decoder token + channel id -> the patch's pixels in that channel, for any channel."""
+
+    def __init__(self, dim: int, patch_size: int, *, terrain: bool = False) -> None:
+        super().__init__()
+        self.code = ChannelEmbedding(dim, terrain=terrain)
+        self.token = nn.Linear(dim, dim)
+        self.channel = nn.Linear(dim, dim)
+        self.pixels = nn.Linear(dim, patch_size**2)
+
+    def forward(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """Tokens ``[B, M, D]``, ids ``[B, n]`` -> ``[B, n, M, P2]``."""
+        channel = self.channel(self.code(ids))  # [B, n, D]
+        # the nonlinearity lets a channel change how a token is read, and not only add an offset to every patch
+        return self.pixels(F.gelu(self.token(tokens)[:, None] + channel[:, :, None]))
+
+
+class FixedBandHead(nn.Module):
+    """The original head: all bands of a patch at once, pixels in (row, column, channel) order."""
+
+    def __init__(self, dim: int, patch_size: int, in_chans: int) -> None:
+        super().__init__()
+        self.decoder_pred = nn.Linear(dim, patch_size**2 * in_chans)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, M, D]`` -> ``[B, 1, M, P2 * C]``."""
+        return self.decoder_pred(tokens)[:, None]
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Zero mean and unit (unbiased) variance over the pixels of each group and patch, ``[B, n, M, Q]``."""
+    variance, mean = torch.var_mean(pixels, -1, keepdim=True)
+    return (pixels - mean) / (variance + NORM_PIX_EPS).sqrt()

@@ -1,0 +1,48 @@
+"""Reading weights files and loading state dicts strictly."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+
+
+def read_weights(path: str | Path) -> Any:
+    """The content of a ``.pth`` file on the CPU, without executing anything in it. Unreadable: ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such weights file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
+
+
+def load_strict(module: nn.Module, state: State, source: str) -> None:
+    """Load ``state``; keys that are missing, unknown or of another shape raise ValueError, named with ``source``."""
+    own = module.state_dict()
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if state[k].shape != own[k].shape
+    ]
+    complaints = {
+        "missing keys": sorted(own.keys() - state.keys()),
+        "unknown keys": sorted(state.keys() - own.keys()),
+        "other shapes": sorted(shapes),
+    }
+    found = [f"{what}: {shorten(items)}" for what, items in complaints.items() if items]
+    if found:
+        raise ValueError(f"{source} does not fit this architecture; {'; '.join(found)}")
+    module.load_state_dict(state)
+
+
+def shorten(items: list[str], most: int = 5) -> str:
+    """The first few items and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

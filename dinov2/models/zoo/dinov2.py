@@ -1,0 +1,64 @@
+"""DINOv2's released encoders (Oquab et al. 2023) and the layouts of its checkpoints."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from dinov2.models import build_encoder
+from dinov2.models.state import shorten
+from dinov2.models.zoo.release import Release
+
+BESIDE = ("mask_token",)  # released with the encoder, but only the masked-patch objective uses it
+# Beside the teacher's backbone, training checkpoints hold heads, the student and the losses' centres.
+TRAINING_ONLY = ("student.", "teacher.dino_head.", "teacher.ibot_head.", "dino_head.", "ibot_head.")
+TRAINING_BUFFERS = ("dino_loss.center", "ibot_patch_loss.center")
+
+
+def convert(content: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The teacher's backbone out of a released or training checkpoint -> (encoder state, mask token).
+
+    Understands flat files, ``{"teacher": ...}`` and ``{"model": ...}`` with ``backbone.`` or ``teacher.backbone.``
+    prefixes, and block chunks (``blocks.<chunk>.<block>.*``).
+    """
+    state = content
+    for nest in ("teacher", "model"):
+        state = state.get(nest, state)
+    prefix = next((p for p in ("teacher.backbone.", "backbone.") if any(k.startswith(p) for k in state)), "")
+    if prefix:
+        strange = [k for k in state if not k.startswith((prefix, *TRAINING_ONLY)) and k not in TRAINING_BUFFERS]
+        if strange:
+            raise ValueError(f"unknown keys beside {prefix}*: {shorten(sorted(strange))}")
+    flat = {unchunk(k.removeprefix(prefix)): v for k, v in state.items() if k.startswith(prefix)}
+    beside = {k: flat.pop(k) for k in BESIDE if k in flat}
+    return flat, beside
+
+
+def unchunk(key: str) -> str:
+    """``blocks.<chunk>.<block>.x`` -> ``blocks.<block>.x``; the block number is absolute in both."""
+    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key)
+
+
+def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
+    """One file of the DINOv2 release."""
+    name = f"dinov2_vit{letter}14"
+    if registers:  # these were trained with exact, antialiased position sizes
+        options.update(registers=4, interpolate_offset=0.0, interpolate_antialias=True)
+    build = partial(build_encoder, size, patch_size=14, img_size=518, embed="conv", init_values=1.0, **options)
+    file = f"{name}{'_reg4' if registers else ''}_pretrain.pth"
+    return Release(build, convert, f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}")
+
+
+RELEASES = {
+    f"dinov2_vit{letter}14{'_reg' if registers else ''}": release(size, letter, registers, **options)
+    for size, letter, options in (
+        ("vit_small", "s", {}),
+        ("vit_base", "b", {}),
+        ("vit_large", "l", {}),
+        ("vit_giant2", "g", {"ffn": "swiglu"}),
+    )
+    for registers in (False, True)
+}
