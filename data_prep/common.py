@@ -1,19 +1,121 @@
-"""What several sources need."""
+"""What a source hands over (a Plan), and how it becomes a shard set."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-A = TypeVar("A")
-B = TypeVar("B")
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dinov2.data.sample import Sample
+from dinov2.data.shards import ShardSet, ShardWriter
 
 
-def in_order(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
-    """``map(function, items)`` over ``workers`` processes, results in the order of ``items``."""
+@dataclass(frozen=True)
+class Skip:
+    """An item that yields no sample, and why (counted in the summary)."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A source, ready to run: ``make(item)`` is pure, so any process can make any item, in any order.
+
+    ``labels``, ``provenance`` and ``licence`` as in :class:`dinov2.data.shards.ShardWriter`.
+    """
+
+    items: Sequence[Any]
+    make: Callable[[Any], Sample | Skip]
+    labels: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    licence: str = "unknown"
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples in the order of the items."""
+        return (s for s in map(self.make, self.items) if isinstance(s, Sample))
+
+
+@dataclass
+class Summary:
+    """What happened to the items: counts of samples written, items skipped by reason, shards kept from an earlier run."""
+
+    written: int = 0
+    kept_shards: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        parts = [f"{self.written} samples written"]
+        parts += [f"{count} skipped: {reason}" for reason, count in sorted(self.skipped.items())]
+        return "; ".join(parts + [f"{self.kept_shards} shards kept from an earlier run"] * bool(self.kept_shards))
+
+
+def _write_shard(plan: Plan, writer: ShardWriter, number: int, items: Sequence[Any]) -> Summary:
+    """One shard, in whatever process."""
+    summary = Summary()
+    if writer.complete(number):
+        return Summary(kept_shards=1)
+
+    def kept() -> Iterator[Sample]:
+        for result in map(plan.make, items):
+            if isinstance(result, Skip):
+                summary.skipped[result.reason] += 1
+            else:
+                summary.written += 1
+                yield result
+
+    writer.write(number, kept())
+    return summary
+
+
+def write(
+    plan: Plan, out: Path, *, samples_per_shard: int, compression: str | None, workers: int
+) -> tuple[ShardSet, Summary]:
+    """Write the plan's samples to ``out`` over ``workers`` processes, same bytes for any number; complete shards are kept."""
+    if not plan.items:
+        raise ValueError("there is nothing to prepare: the source has no item")
+    # the number of items and the shard size belong to the recipe: a longer run must not adopt a shorter one's last shard
+    provenance = {**plan.provenance, "items": len(plan.items), "samples_per_shard": samples_per_shard}
+    writer = ShardWriter(out, compression, plan.labels, provenance, plan.licence)
+    chunks = [plan.items[i : i + samples_per_shard] for i in range(0, len(plan.items), samples_per_shard)]
+    total = Summary()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("shards", total=len(chunks))
+        for part in _each(plan, writer, chunks, workers):
+            total.written += part.written
+            total.kept_shards += part.kept_shards
+            total.skipped += part.skipped
+            progress.advance(bar)
+    if not total.written and not total.kept_shards:
+        raise ValueError(f"no sample is left: {total}")
+    return writer.finish(len(chunks)), total
+
+
+def _each(plan: Plan, writer: ShardWriter, chunks: Sequence[Sequence[Any]], workers: int) -> Iterator[Summary]:
+    """Summaries of all shards, as they get ready."""
     if workers <= 1:
-        yield from map(function, items)
+        yield from (_write_shard(plan, writer, n, items) for n, items in enumerate(chunks))
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(function, items, chunksize=16)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism; BLAS threads would fight them
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_shard, plan, writer, n, items) for n, items in enumerate(chunks)]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def slug(text: str) -> str:
+    """``text`` as (part of) a sample key: lower case letters, digits, ``_`` and ``-``, starting with a letter or digit."""
+    return re.sub(r"[^a-z0-9_\-]+", "_", text.lower()).lstrip("_-") or "x"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
-from data_prep.common import in_order
+from data_prep.common import Plan
 from data_prep.sandbox_world.conditions import draw_conditions, to_meta
 from data_prep.sandbox_world.geometry import Grid, average
 from data_prep.sandbox_world.land import draw_land
@@ -90,12 +90,30 @@ def make(index: int, *, seed: int, split: str, sensors: tuple[str, ...], chip_m:
     )
 
 
-def samples(args: argparse.Namespace) -> Iterator[Sample]:
-    """The samples a command line asks for, in the order of their index."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this source."""
+    parser.add_argument("--samples", type=int, default=4000, help="number of samples (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which world (%(default)s)")
+    parser.add_argument("--split-name", choices=SPLITS, default="train", help="where in it; splits share no ground")
+    parser.add_argument(
+        "--sensors", default="sentinel2_l2a,sentinel1_rtc", help="names from configs/sensors, with commas"
+    )
+    parser.add_argument("--chip-m", type=int, default=660, help="side of a chip in metres (%(default)s)")
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """The samples that a command line asks for."""
     sensors = tuple(args.sensors.split(","))
+    if args.samples < 1 or args.seed < 0:
+        raise ValueError(f"--samples {args.samples} must be at least 1 and --seed {args.seed} at least 0")
     for name in sensors:
-        for gsd in by_resolution(SENSORS[name]):
+        groups = by_resolution(SENSORS[name])
+        if not groups:
+            raise ValueError(
+                f"sensor {name!r} has no band that the sandbox can render (400-2500 nm, VV, VH, elevation)"
+            )
+        for gsd in groups:
             if args.chip_m % gsd:
                 raise ValueError(f"--chip-m {args.chip_m} is no multiple of the {gsd} m pixels of sensor {name!r}")
-    one = partial(make, seed=args.seed, split=args.split_name, sensors=sensors, chip_m=args.chip_m)
-    return in_order(one, range(args.samples), args.workers)
+    world = {"seed": args.seed, "split": args.split_name, "sensors": sensors, "chip_m": args.chip_m}
+    return Plan(range(args.samples), partial(make, **world), LABELS, {"source": "sandbox", **world}, "CC0-1.0")

@@ -39,7 +39,7 @@ def sun_position(day_of_year: int) -> tuple[float, float]:
 
 
 def draw_conditions(rng: np.random.Generator) -> Conditions:
-    """Conditions of a random day of 2020 or 2021; one acquisition in four has clouds, one winter day in five snow."""
+    """Conditions of a random day of 2020 or 2021; one acquisition in six has clouds, one winter day in five snow."""
     date = datetime.date(2020, 1, 1) + datetime.timedelta(days=int(rng.integers(731)))
     day = date.timetuple().tm_yday
     zenith, azimuth = sun_position(day)
@@ -52,7 +52,7 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         gain=float(np.exp(rng.normal(0, 0.16))),
         haze=float(rng.gamma(1.2, 0.018)),
         haze_exponent=float(rng.uniform(0.8, 2.2)),
-        cloud_cover=float(rng.uniform(0.02, 0.18)) if rng.random() < 0.25 else 0.0,
+        cloud_cover=float(rng.uniform(0.02, 0.14)) if rng.random() < 0.18 else 0.0,
         moisture=float(rng.random()),
         wind_db=float(rng.gamma(1.5, 2.0)),
         snow_cover=float(rng.uniform(0.3, 0.95)) if rng.random() < 0.2 and winter else 0.0,

@@ -14,7 +14,14 @@ from data_prep.sandbox_world.spectra import SURFACES, K
 # crop -> (day of greatest green, days from there to half of it, day of harvest)
 CROPS = {"winter cereal": (140, 45, 195), "rapeseed": (125, 45, 190), "maize": (215, 35, 270), "beet": (225, 50, 290)}
 # how each surface's share answers to the coarse (soil, water) and the fine (crowns, roofs) texture fields
-COARSE = {"green_crop": 0.20, "straw": -0.1, "bright_soil": -0.20, "dark_soil": 0.15, "broadleaf": 0.08, "conifer": -0.08}
+COARSE = {
+    "green_crop": 0.20,
+    "straw": -0.1,
+    "bright_soil": -0.20,
+    "dark_soil": 0.15,
+    "broadleaf": 0.08,
+    "conifer": -0.08,
+}
 FINE = {"broadleaf": 0.22, "conifer": 0.22, "green_crop": 0.05, "straw": 0.05, "bright_soil": 0.06, "dark_soil": 0.06,
         "asphalt": -0.2, "concrete": 0.3, "tile": 0.3}  # fmt: skip
 
@@ -41,7 +48,9 @@ def draw_land(layout: Layout, grid: Grid) -> Land:
     rng = grid.rng
     relief, base = np.exp(rng.uniform(np.log(2.0), np.log(40.0))), rng.uniform(5, 900)
     water = (layout.cover == WATER).astype(np.float32)
-    banks = np.where(water, 0.0, 1.0 - blurred(water, round(30.0 / grid.step)))  # water is level, its banks are not steep
+    banks = np.where(
+        water, 0.0, 1.0 - blurred(water, round(30.0 / grid.step))
+    )  # water is level, its banks are not steep
     elevation = banks * (0.5 + relief * np.log1p(np.exp(grid.noise(260.0, octaves=3))))
     coarse, fine = grid.noise(90.0, octaves=3), grid.noise(16.0)
     height = np.zeros_like(fine)

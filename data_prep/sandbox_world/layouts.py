@@ -56,7 +56,9 @@ def coast(grid: Grid, fraction: float) -> np.ndarray:
     """One shore line with bays."""
     x, y = grid.xy
     angle = grid.rng.uniform(0, 2 * np.pi)
-    return lowest(x * np.cos(angle) + y * np.sin(angle) + 45.0 * grid.noise(grid.rng.uniform(70, 150), octaves=3), fraction)
+    return lowest(
+        x * np.cos(angle) + y * np.sin(angle) + 45.0 * grid.noise(grid.rng.uniform(70, 150), octaves=3), fraction
+    )
 
 
 def ponds(grid: Grid, fraction: float) -> np.ndarray:

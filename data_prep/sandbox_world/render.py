@@ -118,7 +118,9 @@ def by_resolution(sensor: Sensor) -> dict[int, tuple[Band, ...]]:
     return {gsd: tuple(groups[gsd]) for gsd in sorted(groups)}
 
 
-def image(view: View, sensor: Sensor, gsd: int, bands: Sequence[Band], rng: np.random.Generator) -> tuple[ImageSpec, np.ndarray]:
+def image(
+    view: View, sensor: Sensor, gsd: int, bands: Sequence[Band], rng: np.random.Generator
+) -> tuple[ImageSpec, np.ndarray]:
     """One image ``[C, h, w]`` as it is stored, with its description."""
     bands, factor = tuple(bands), round(gsd / view.step)
     names = tuple(b.name for b in bands)

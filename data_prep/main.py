@@ -1,0 +1,94 @@
+"""Prepare shard sets: one subcommand per source, and ``verify`` and ``stats`` for what is there.
+
+python data_prep/main.py sandbox --out data/sandbox --samples 4000 --workers 2
+python data_prep/main.py folder --src tiles/ --sensor enmap --out data/enmap --chip 32
+python data_prep/main.py terramesh --src terramesh/ --out data/terramesh --chip 32
+python data_prep/main.py verify data/sandbox
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from data_prep import common, sandbox  # noqa: E402
+from dinov2.cli import run  # noqa: E402
+from dinov2.data.shards import ShardSet, verify  # noqa: E402
+from dinov2.data.stats import Stats  # noqa: E402
+
+SOURCES = {"sandbox": sandbox}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in SOURCES.items():
+        command = commands.add_parser(
+            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        command.add_argument(
+            "--out", "--output-dir", "--output_dir", type=Path, required=True, help="folder of the shard set"
+        )
+        command.add_argument("--samples-per-shard", type=int, default=256, help="(%(default)s)")
+        command.add_argument("--compression", choices=["zstd"], help="of the arrays (none)")
+        command.add_argument(
+            "--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it"
+        )
+    for name, help_ in (("verify", "check every byte of a shard set"), ("stats", "statistics per sensor and band")):
+        command = commands.add_parser(
+            name, help=help_, description=f"{help_}; example: data_prep/main.py {name} data/sandbox"
+        )
+        command.add_argument("sets", nargs="+", help="folders or URLs of shard sets")
+    return parser.parse_args(arguments)
+
+
+def prepare(args: argparse.Namespace) -> str:
+    """Run a source; the summary as a sentence."""
+    if args.samples_per_shard < 1:
+        raise ValueError(f"--samples-per-shard {args.samples_per_shard} must be at least 1")
+    shards, summary = common.write(
+        SOURCES[args.command].plan(args),
+        args.out,
+        samples_per_shard=args.samples_per_shard,
+        compression=args.compression,
+        workers=args.workers,
+    )
+    return f"{args.out}: {len(shards)} samples in {len(shards.counts)} shards ({summary})"
+
+
+def stats_table(stats: Stats) -> Table:
+    """One row per sensor and band."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("sensor", "band", "unit", "valid pixels", "mean", "std", "min", "max"):
+        table.add_column(column, no_wrap=True)
+    for (sensor, band), s in stats.items():
+        table.add_row(sensor, band, s.unit, f"{s.count:,}", *(f"{v:.4g}" for v in (s.mean, s.std, s.min, s.max)))
+    return table
+
+
+def main(arguments: list[str]) -> int:
+    """Run one subcommand."""
+    args, console = parse(arguments), Console(soft_wrap=True)
+    if args.command == "verify":
+        report = verify(args.sets)
+        for problem in report.problems:
+            console.print(problem, markup=False, highlight=False)
+        console.print(f"{report.samples} samples in {report.shards} shards: {len(report.problems) or 'no'} problems")
+        return 2 if report.problems else 0
+    if args.command == "stats":
+        console.print(stats_table(ShardSet.open(args.sets).stats))
+        return 0
+    console.print(prepare(args), markup=False, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
