@@ -1,0 +1,96 @@
+"""Evaluate frozen encoders, floors beside them.
+
+    python eval/main.py --model-obj "runs/vit_small;random:runs/vit_small;pixelstats" \\
+                        --config-obj configs/eval/quickstart dataset.root=data/sandbox
+
+Also under torchrun: the cells are divided over its ranks. Cells that are done are skipped on a re-run; a cell that
+fails is recorded with its traceback, the rest goes on, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this folder would shadow the packages eval and datasets
+
+from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from dinov2 import cli, distributed, env  # noqa: E402
+from eval import schema  # noqa: E402
+from eval.encoders import expand_models, home_of, load_model  # noqa: E402
+from eval.engine import Bench, collect, default_output, evaluate, plan, run  # noqa: E402
+from eval.pictures import patch_gallery  # noqa: E402
+from eval.report import write_report  # noqa: E402
+from eval.results import Row, percent, summarise, verdicts, write_tables  # noqa: E402
+
+__all__ = ["evaluate", "main"]
+
+
+def show(rows: Sequence[Row], failed: Sequence[str]) -> None:
+    """The table, the verdicts (red where a floor is not beaten) and the failures."""
+    console = Console(highlight=False)
+    table = Table("config", "model", "role", "accuracy % [95 % CI]", "n")
+    for line in summarise(rows):
+        table.add_row(line.config, line.model, line.role, escape(percent(line)), str(line.n))
+    console.print(table)
+    for verdict in verdicts(rows):
+        console.print(str(verdict), style="green" if verdict.wins else "bold red", markup=False, soft_wrap=True)
+    for text in failed:
+        console.print(f"FAILED {text}", style="bold red", markup=False, soft_wrap=True)
+
+
+def report(
+    models: Sequence[str], evaluations: Sequence[schema.Evaluation], rows: Sequence[Row], output: Path, bench: Bench
+) -> None:
+    """``report.html``: the rows, the runs' curves, and the patch features of the first two models that have some."""
+    runs = [home.parent for home in map(home_of, models) if home]
+    gallery = None
+    if rows:
+        seen = [load_model(obj, bench.device) for obj in models if obj != "pixelstats"][:2]
+        gallery = patch_gallery(seen, bench.dataset(evaluations[0].dataset), bench.device)
+    write_report(output / "report.html", rows, runs, gallery)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model-obj", "--model_obj", required=True, help="models, folders and globs joined by ';'")
+    p.add_argument("--config-obj", "--config_obj", required=True, help="YAML files, folders and globs joined by ';'")
+    p.add_argument("--output-dir", "--output_dir", type=Path, help="tables and rows (default: inside the first run)")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="options that override every config")
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; 1 if a cell failed."""
+    args = parser().parse_args(argv[1:] if argv[:1] == ["main"] else argv)
+    env.load()
+    models = expand_models(args.model_obj)
+    evaluations = [schema.load(path, args.overrides) for path in schema.expand_configs(args.config_obj)]
+    cells = plan(models, evaluations, args.output_dir)
+    output = args.output_dir or default_output(models)
+    distributed.init()
+    try:
+        bench = Bench(distributed.device())
+        run(cells, bench, (distributed.rank(), distributed.world()))
+        distributed.barrier()
+        rows, failed = collect(cells)
+        if distributed.rank() == 0:
+            write_tables(rows, output)
+            show(rows, failed)
+            report(models, evaluations, rows, output, bench)
+            print(f"tables and report: {output}")
+        distributed.barrier()
+    finally:
+        distributed.teardown()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

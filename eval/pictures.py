@@ -1,0 +1,111 @@
+"""Pictures of a report: curves as SVG, images and patch features as PNG. Same input, same bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from torch import Tensor
+
+from dinov2.data.batch import View
+from eval.datasets import EvalDataset, Split
+from eval.encoders import Frozen, Model
+from eval.features import VIEW, batches, joined_normalisation
+
+RGB_NM = (665, 560, 490)  # wavelengths of a true-colour picture
+COLOURS = ("#0b5c8a", "#c4622d", "#3f7d4e", "#7a4e9c", "#8a7a2b")
+Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes as an address that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png(image: np.ndarray) -> str:
+    """``[H, W, 3]`` in [0, 1] as a data address."""
+    buffer = io.BytesIO()
+    imsave(buffer, (255 * image).round().astype(np.uint8), format="png", metadata={"Software": None})
+    return data_uri(buffer.getvalue(), "image/png")
+
+
+def chart(curves: Mapping[str, Curve], title: str) -> str:
+    """Curves by name over the step, as an SVG data address."""
+    style = {"svg.hashsalt": title, "font.family": "DejaVu Sans", "font.size": 9, "axes.edgecolor": "#9aa5ab"}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.2, 2.3), layout="constrained")
+        axes = figure.add_subplot()
+        for colour, (name, (steps, values)) in zip(COLOURS * len(curves), curves.items(), strict=False):
+            marker = "o" if len(steps) < 25 else None
+            axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color="#22303a")
+        axes.grid(color="#e4e8ea", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(color="#9aa5ab", labelcolor="#5b6870")
+        axes.set_xlabel("step", color="#5b6870")
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return data_uri(buffer.getvalue(), "image/svg+xml")
+
+
+def stretch(images: Tensor) -> np.ndarray:
+    """``[B, 3, h, w]`` to ``[B, h, w, 3]`` in [0, 1] between the 2nd and 98th percentile of every channel of all images."""
+    flat = images.transpose(0, 1).flatten(1)  # [3, B*h*w]
+    low, high = (torch.quantile(flat, q, dim=1).view(1, 3, 1, 1) for q in (0.02, 0.98))
+    return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def true_colour(view: View) -> np.ndarray:
+    """``[B, H, W, 3]`` in [0, 1] of the bands nearest to red, green and blue; the first band in grey without optics."""
+    ids = view["chn_ids"][0].cpu()
+    optical = (ids > 0).nonzero().flatten()
+    if len(optical):
+        channels = [int(optical[(ids[optical] - nm).abs().argmin()]) for nm in RGB_NM]
+    else:
+        channels = [0, 0, 0]
+    return stretch(view["imgs"][:, channels].float().cpu())
+
+
+def pca_colours(features: Tensor) -> np.ndarray:
+    """``[B, D, h, w]`` to ``[B, h, w, 3]``: the three principal components of all patches together, as red, green, blue."""
+    b, d, h, w = features.shape
+    x = features.float().cpu().permute(0, 2, 3, 1).reshape(-1, d)  # [B*h*w, D]
+    x = x - x.mean(0)
+    axes = torch.linalg.eigh((x.T @ x).double())[1][:, -3:].flip(1).float()  # [D, 3], largest variance first
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # an eigenvector's sign is arbitrary
+    return stretch((x @ axes).view(b, h, w, 3).permute(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Test images in true colour and the patch features of several models: ``columns[title][i]`` is a PNG address."""
+
+    captions: list[str]
+    columns: dict[str, list[str]]
+
+
+@torch.inference_mode()
+def patch_gallery(models: Sequence[Model], dataset: EvalDataset, device: torch.device, count: int = 6) -> Gallery:
+    """The first test image of each class (at most ``count``), seen by every model that has feature maps."""
+    test = dataset.splits["test"]
+    first = [int((test.labels == c).nonzero()[0]) for c in test.labels.unique().tolist()][:count]
+    rows = Split([test.keys[i] for i in first], test.labels[first].tolist(), lambda i: test[first[i]])
+    columns: dict[str, list[str]] = {}
+    for model in models:
+        if not isinstance(model.network, Frozen):
+            continue
+        norm, _ = joined_normalisation(model, dataset)
+        (batch,) = batches(rows, dataset, norm, device, batch_size=count, workers=0)
+        view = batch.views[VIEW]
+        columns.setdefault("true colour", [png(x) for x in true_colour(view)])
+        columns[model.name] = [png(x) for x in pca_colours(model.maps(view)[-1])]
+    return Gallery([dataset.classes[c] for c in rows.labels.tolist()], columns)

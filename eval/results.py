@@ -1,0 +1,203 @@
+"""Result rows: the files they live in, the tables they make, and whether a model beats its floors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+
+class Row(TypedDict):
+    """One cell: model x dataset x task x seed. Scores are fractions; ``ci_*`` the 95 % interval over test images."""
+
+    model: str
+    role: str  # pretrained | floor
+    dataset: str
+    task: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int  # test images
+    seed: int
+    config: str
+    config_hash: str
+    split_hash: str
+    data_hash: str
+    model_hash: str
+    normalisation: str  # checkpoint | dataset | both, in words
+    bands: list[str]  # sensor/band of every channel the model received
+    input_size: int  # pixels
+    chosen: dict[str, Any]  # by validation: pooling, learning rate
+    n_train: int
+    n_val: int
+    ignored: int  # samples without a label
+    metrics: dict[str, float]
+    classes: list[str]
+    per_class: dict[str, list[float]]
+    confusion: list[list[int]]  # row = true class
+    seconds: float
+
+
+SHORT = ("model", "role", "dataset", "task", "metric", "value", "ci_low", "ci_high", "n", "seed", "config",
+         "config_hash", "split_hash", "normalisation", "input_size", "seconds")  # fmt: skip
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write or leave the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON; NaN (a class without truth) becomes null."""
+    return json.dumps(_plain(value), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class CellFile:
+    """Where one cell's row, or the traceback of its failure, is kept: ``<home>/<config>/seed-<n>.json``."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.path = folder / f"seed-{seed}.json"
+        self.error = folder / f"seed-{seed}.error.txt"
+
+    def read(self) -> Row:
+        """The stored row."""
+        return json.loads(self.path.read_text())
+
+    def done(self, identity: dict[str, str]) -> Row | None:
+        """The stored row if it was made from the same config, data, split and model."""
+        if not self.path.is_file():
+            return None
+        row = self.read()
+        return row if all(row.get(k) == v for k, v in identity.items()) else None
+
+    def write(self, row: Row) -> None:
+        """Keep a row; an earlier failure is forgotten. ``results.csv`` beside it lists all seeds."""
+        write_atomic(self.path, to_json(row) + "\n")
+        self.error.unlink(missing_ok=True)
+        rows = [json.loads(p.read_text()) for p in sorted(self.folder.glob("seed-*.json"))]
+        lines = [
+            {"metric": k, "value": v, "seed": r["seed"], "n": r["n"]}
+            | ({"ci_low": r["ci_low"], "ci_high": r["ci_high"]} if k == r["metric"] else {})
+            for r in rows
+            for k, v in r["metrics"].items()
+        ]
+        write_csv(self.folder / "results.csv", lines, ("metric", "value", "ci_low", "ci_high", "n", "seed"))
+
+    def fail(self, trace: str) -> None:
+        """Keep a traceback; a row of another config or model is no longer valid."""
+        self.path.unlink(missing_ok=True)
+        write_atomic(self.error, trace)
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]] | Sequence[Row], fields: Sequence[str]) -> None:
+    """The named fields of every row; what a row lacks stays empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A table line: the seeds of one (model, config) together.
+
+    ``value`` is their mean; the interval is the widest of theirs, so that it holds seed and sampling noise.
+    """
+
+    model: str
+    role: str
+    dataset: str
+    task: str
+    config: str
+    value: float
+    low: float
+    high: float
+    seed_std: float
+    n: int
+    seeds: int
+
+
+def summarise(rows: Sequence[Row]) -> list[Line]:
+    """One line per (config, model); within a config the best first."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["config"], row["model"]), []).append(row)
+    lines = []
+    for (config, model), group in groups.items():
+        first, values = group[0], [r["value"] for r in group]
+        low, high = min(r["ci_low"] for r in group), max(r["ci_high"] for r in group)
+        where = (model, first["role"], first["dataset"], first["task"], config)
+        lines.append(Line(*where, float(np.mean(values)), low, high, float(np.std(values)), first["n"], len(group)))
+    order = list(dict.fromkeys(row["config"] for row in rows))
+    return sorted(lines, key=lambda x: (order.index(x.config), -x.value, x.model))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A pretrained model against one floor: does it win by more than the intervals?"""
+
+    model: str
+    floor: str
+    config: str
+    margin: float  # difference of the values
+    wins: bool
+
+    def __str__(self) -> str:
+        how = "beats" if self.wins else "does NOT beat"
+        return f"{self.config}: {self.model} {how} {self.floor} by more than the intervals ({100 * self.margin:+.1f} points)"
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Every pretrained model against every floor of the same config."""
+    lines = summarise(rows)
+    return [
+        Verdict(m.model, f.model, m.config, m.value - f.value, m.low > f.high)
+        for m in lines
+        for f in lines
+        if m.role == "pretrained" and f.role == "floor" and m.config == f.config
+    ]
+
+
+def percent(line: Line) -> str:
+    """``82.1 [79.0, 85.2]``."""
+    return f"{100 * line.value:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown, accuracies in percent with their 95 % interval."""
+    head = "| config | model | role | accuracy [95 % CI] | seed std | n |\n|---|---|---|---|---|---|\n"
+    body = "".join(
+        f"| {x.config} | {x.model} | {x.role} | {percent(x)} | {100 * x.seed_std:.1f} | {x.n} |\n"
+        for x in summarise(rows)
+    )
+    return head + body + "".join(f"\n{verdict}\n" for verdict in verdicts(rows))
+
+
+def write_tables(rows: Sequence[Row], output: Path) -> None:
+    """``results.jsonl`` (everything), ``results.csv`` and ``results.md``."""
+    write_atomic(output / "results.jsonl", "".join(to_json(r) + "\n" for r in rows))
+    write_csv(output / "results.csv", rows, SHORT)
+    write_atomic(output / "results.md", markdown(rows))

@@ -1,0 +1,105 @@
+"""An evaluation: one dataset, one task, some seeds. YAML files hold differences only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from dinov2 import config
+from dinov2.sensors import suggest
+from eval import datasets
+from eval.knn import knn
+from eval.probe import Outcome, linear
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "eval"
+TASKS: Mapping[str, Callable[..., Outcome]] = {"knn": knn, "linear": linear}
+PLACES = ("root", "val_root", "test_root")  # where data lies does not change a result; what it is does (data_hash)
+
+
+@dataclass
+class Running:
+    """How, not what: none of these changes a result beyond rounding."""
+
+    batch_size: int = 64  # images encoded at once
+    workers: int = 0  # loader processes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One resolved evaluation config; ``name`` is its path below configs/eval."""
+
+    name: str
+    dataset: dict[str, Any]
+    task: dict[str, Any]
+    seeds: tuple[int, ...]
+    resamples: int
+    running: dict[str, int]
+
+    @property
+    def config_hash(self) -> str:
+        """Identifies everything that decides a result, given model, data and seed."""
+        dataset = {k: v for k, v in self.dataset.items() if k not in PLACES}
+        return config.fingerprint({"dataset": dataset, "task": self.task, "resamples": self.resamples})
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Evaluation:
+    """Read a YAML file (or a mapping with a ``name``), apply ``key=value`` overrides, check every key."""
+    if isinstance(source, Mapping):
+        raw = OmegaConf.create(dict(source))
+        name, origin = raw.pop("name", "evaluation"), "evaluation config"
+    else:
+        path = Path(source)
+        raw, origin = config.read_yaml(path), str(source)
+        below = path.resolve().is_relative_to(CONFIGS)
+        name = path.resolve().relative_to(CONFIGS).with_suffix("").as_posix() if below else path.stem
+    layers = raw, config.read_overrides(overrides)
+    schema = make_dataclass(
+        "EvaluationConfig",
+        [
+            part("dataset", layers, datasets.DATASETS, origin),
+            part("task", layers, TASKS, origin),
+            ("seeds", list[int], field(default_factory=lambda: [0])),
+            ("resamples", int, 1000),  # bootstrap resamples of the test images
+            ("running", Running, field(default_factory=Running)),
+        ],
+    )
+    plain = config.plain(config.merge(schema, *layers, origin=origin))
+    if not plain["seeds"]:
+        raise ValueError(f"{origin}: seeds is empty; give at least one")
+    return Evaluation(name=name, **{**plain, "seeds": tuple(plain["seeds"])})
+
+
+def part(
+    key: str, layers: Sequence[Any], table: Mapping[str, Callable[..., Any]], origin: str
+) -> tuple[str, type, Any]:
+    """The schema field of ``key``: the options of the function that ``key.name`` chooses."""
+    names = [layer.get(key, {}).get("name") for layer in layers]
+    name = next((n for n in reversed(names) if n is not None), None)
+    if name not in table:
+        hint = suggest(name, list(table)) if name else ""
+        raise ValueError(f"{origin}: {key}.name is {name!r}{hint}; known: {', '.join(table)}")
+    options = config.signature_schema(key.title(), table[name])
+    chosen = make_dataclass(key.title(), [("name", str, field(default=name))], bases=(options,), kw_only=True)
+    return key, chosen, MISSING
+
+
+def expand_configs(text: str) -> list[Path]:
+    """``X;Y;folder;glob`` as YAML files in alphabetical order."""
+    out: list[Path] = []
+    for item in filter(None, (p.strip() for p in text.split(";"))):
+        path = Path(item)
+        if path.is_dir():
+            found = sorted(path.rglob("*.yaml"))
+        else:
+            found = [Path(p) for p in sorted(glob(item))] if any(c in item for c in "*?[") else [path]
+        if not found:
+            raise ValueError(f"--config-obj {item!r} holds no YAML file")
+        out += found
+    if not out:
+        raise ValueError("--config-obj names no config")
+    return list(dict.fromkeys(out))
