@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -22,10 +22,8 @@ def signature_schema(name: str, function: Callable[..., Any]) -> type:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
-        default = dataclasses.field(default=parameter.default)
-        if parameter.default is parameter.empty:
-            default = dataclasses.field()
-        fields.append((parameter.name, hints[parameter.name], default))
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        fields.append((parameter.name, hints[parameter.name], dataclasses.field(default=default)))
     return dataclasses.make_dataclass(name, fields)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from omegaconf import DictConfig
 
-from dinov2 import config, distributed
+from dinov2 import config, distributed, objectives
 from dinov2.data import views
+from dinov2.data.sample import Sample
 from dinov2.data.shards import ShardSet
 from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
 from dinov2.env import expand
 from dinov2.models import build_encoder
-from dinov2.objectives import build_objective
+from dinov2.models.export import load_export
+from dinov2.models.state import load_strict
+from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Objective
+from dinov2.sensors import suggest
 from dinov2.train.optim import build_optimizer
 from dinov2.train.schedules import Schedules, scaled_lr
 
@@ -43,33 +47,71 @@ class Parts:
         )
 
 
-def build_parts_of_model(cfg: DictConfig) -> Objective:
+def build_model(model: DictConfig) -> VisionTransformer:
+    """The encoder that the ``model`` section describes, or the exported one it starts from."""
+    if model.image_size % model.patch_size:
+        raise ValueError(f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}")
+    spectral = {"attn_dim": model.attn_dim, "num_heads": model.attn_heads, "terrain": model.terrain}
+    embedding = spectral if model.embed == "spectral" else {"in_chans": model.in_chans}
+    sizes = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
+    encoder = build_encoder(
+        model.arch,
+        patch_size=model.patch_size,
+        img_size=model.image_size,
+        embed=model.embed,
+        embed_options={k: v for k, v in embedding.items() if v is not None},
+        registers=model.registers,
+        init_values=model.layer_scale,
+        ffn=model.ffn,
+        drop_path=model.drop_path,
+        **{k: v for k, v in sizes.items() if v is not None},
+    )
+    if model.weights:
+        source, _ = load_export(expand(model.weights))
+        load_strict(encoder, source.state_dict(), model.weights)
+    return encoder
+
+
+def build_objective(cfg: DictConfig) -> Objective:
     """The objective around its encoder, seeded: the same weights on every rank."""
     torch.manual_seed(cfg.train.seed)
-    model = config.plain(cfg.model)
-    arch, weights = model.pop("arch"), model.pop("weights")
-    patch, size = model["patch_size"], model["image_size"]
-    if size % patch:
-        raise ValueError(f"model.patch_size {patch} does not divide model.image_size {size}")
-    encoder = build_encoder(arch, **model)
-    if weights:
-        raise ValueError("model.weights is not supported yet")
+    encoder = build_model(cfg.model)
     options = config.plain(cfg.objective)
-    objective = build_objective(options.pop("name"), encoder, **options)
+    objective = objectives.build_objective(options.pop("name"), encoder, **options)
     for view in objective.views:
-        if view.size % patch:
-            raise ValueError(f"model.patch_size {patch} does not divide the {view.name} view of {view.size} pixels")
+        if view.size % encoder.patch_size:
+            raise ValueError(
+                f"model.patch_size {encoder.patch_size} does not divide the {view.name} view of {view.size} pixels"
+            )
     return objective
+
+
+def image_keys(shards: ShardSet, names: Sequence[str] | None) -> list[str] | None:
+    """Image keys meant by ``data.images``: keys as they are, sensor names as all their keys."""
+    if names is None:
+        return None
+    known = {key: {key} for key in shards.images}
+    for key, specs in shards.images.items():
+        known.setdefault(specs[0].sensor, set()).add(key)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"data.images: the shards hold no {name!r}{suggest(name, list(known))} Known: {', '.join(known)}"
+            )
+    return sorted(set().union(*(known[name] for name in names)))
 
 
 def build(cfg: DictConfig) -> Parts:
     """All parts of a run; everything that can be wrong with a configuration is found here."""
     device = distributed.device()
-    objective = build_parts_of_model(cfg).to(device)
+    objective = build_objective(cfg).to(device)
     shards = ShardSet.open([expand(path) for path in cfg.data.shards])
     normalisation = Normalisation.from_stats(shards.stats)
     augment = views.Augment(**config.plain(cfg.augment))
-    draw = partial(views.draw, specs=objective.views, augment=augment, norm=normalisation)
+
+    def draw(sample: Sample, key: views.Key) -> views.RawSample:
+        return views.draw(sample, objective.views, augment, normalisation, key)
+
     stream = Stream(
         shards,
         draw=draw,
@@ -79,6 +121,8 @@ def build(cfg: DictConfig) -> Parts:
         rank=distributed.rank(),
         world=distributed.world(),
         workers=cfg.data.workers,
+        micro_batch=cfg.data.micro_batch,
+        images=image_keys(shards, cfg.data.images),
         max_damage=cfg.data.max_damage,
     )
     optim = config.plain(cfg.optim)

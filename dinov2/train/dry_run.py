@@ -13,7 +13,7 @@ from dinov2 import distributed
 from dinov2.data.batch import Batch
 from dinov2.data.views import render
 from dinov2.train.build import Parts, build
-from dinov2.train.trainer import Precision, seed_step, step
+from dinov2.train.trainer import Precision, step
 
 
 def saved_bytes(parts: Parts, batch: Batch, precision: Precision) -> int:
@@ -32,22 +32,16 @@ def saved_bytes(parts: Parts, batch: Batch, precision: Precision) -> int:
 
 
 def dry_run(cfg: DictConfig) -> dict[str, float]:
-    """Build everything, take one batch, time two steps on throw-away weights; print and return the estimates."""
+    """Build everything, take one batch, time one step on throw-away weights; print and return the estimates."""
     parts = build(cfg)
     precision = Precision.choose(cfg.train.precision, parts.device)
     batches = parts.stream.batches(0)
     trainable = sum(p.numel() for p in parts.objective.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in parts.objective.parameters()) - trainable
-    seconds, activations = 0.0, 0
-    for at in range(2):  # the first one warms caches up
-        begin = time.perf_counter()
-        batch = render(next(batches), parts.device)
-        seed_step(cfg.train.seed, at)
-        if at == 0:
-            activations = saved_bytes(parts, batch, precision)
-            continue
-        step(parts, batch, parts.schedules.now(at), precision, cfg.optim.clip)
-        seconds = time.perf_counter() - begin
+    activations = saved_bytes(parts, render(next(batches), parts.device), precision)
+    begin = time.perf_counter()
+    step(parts, batches, parts.schedules.now(0), precision, cfg.optim.clip)
+    seconds = time.perf_counter() - begin
     samples = cfg.train.steps * cfg.data.batch_size
     per_sample = parts.shards.bytes / len(parts.shards)
     facts = {

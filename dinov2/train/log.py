@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, config.yaml, environment.txt, and lines or a progress bar on the terminal."""
+"""What a run leaves behind and shows: metrics.jsonl, environment.txt, lines or a progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Log:
     def say(self, text: str) -> None:
         """One line for the reader."""
         if not self.silent:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of scalars to metrics.jsonl and to every tracker."""
@@ -69,7 +69,9 @@ class Log:
             tracker(step, values)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         if self.bar:
-            self.bar.update(self.task, completed=step, description=f"loss {values['loss']:.4f}" if "loss" in values else "")
+            self.bar.update(
+                self.task, completed=step, description=f"loss {values['loss']:.4f}" if "loss" in values else ""
+            )
         else:
             self.say(f"step {step}/{self.total}  {shown}")
 
@@ -95,7 +97,9 @@ def _wandb(folder: Path):
         import wandb
     except ImportError as error:
         raise ValueError("train.track names wandb: pip install 'eo-ssl[track]'") from error
-    run = wandb.init(project=os.environ.get("WANDB_PROJECT", "eo-ssl"), dir=str(folder), name=folder.name, resume="allow")
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "eo-ssl"), dir=str(folder), name=folder.name, resume="allow"
+    )
     return lambda step, values: run.log(dict(values), step=step)
 
 

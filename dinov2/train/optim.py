@@ -49,9 +49,9 @@ def parameter_groups(
         for pattern, factor in factors.items():
             rate *= factor if re.search(pattern, name) else 1.0
         decay = 0.0 if p.ndim <= 1 else 1.0
-        frozen = next((steps for r, steps in reversed((freeze or {}).items()) if re.search(r, name)), 0)
-        empty = {"params": [], "names": [], "lr_multiplier": rate, "wd_multiplier": decay, "freeze_steps": frozen}
-        group = groups.setdefault((rate, decay, frozen), empty)
+        frozen = ([0] + [steps for pattern, steps in (freeze or {}).items() if re.search(pattern, name)])[-1]
+        numbers = {"lr_multiplier": rate, "wd_multiplier": decay, "freeze_steps": frozen}
+        group = groups.setdefault((rate, decay, frozen), {"params": [], "names": [], **numbers})
         group["params"].append(p)
         group["names"].append(name)
     return list(groups.values())

@@ -19,6 +19,7 @@ class Data:
     shards: list[str] = MISSING  # shard sets (folders or fsspec URLs); several are one set
     images: list[str] | None = None  # image keys or sensor names to use; null = all
     batch_size: int = 256  # samples per optimiser step over all ranks
+    micro_batch: int | None = None  # samples per forward pass and rank; null = the rank's whole share of the batch
     workers: int = 2  # loader processes per rank
     max_damage: float = 0.01  # stop once this fraction of samples was damaged; 0 = at once
 
@@ -32,7 +33,7 @@ class Model:
     image_size: int = 224  # size the position grid is made for; other sizes interpolate
     embed: str = "spectral"  # spectral | conv (fixed number of bands, in_chans)
     in_chans: int | None = None  # bands of the plain convolution
-    attn_dim: int = 2304  # width of the channel attention
+    attn_dim: int | None = None  # width of the channel attention; null = three times the encoder's
     attn_heads: int = 16  # heads of the channel attention
     terrain: bool = False  # learned codes for elevation and slope
     embed_dim: int | None = None  # the three numbers below override the architecture's
@@ -42,7 +43,7 @@ class Model:
     layer_scale: float | None = 1e-5  # null = none
     ffn: str = "mlp"  # mlp | swiglu
     drop_path: float = 0.0
-    weights: str | None = None  # encoder to start from: a run folder, an export or released weights (NAME@FILE)
+    weights: str | None = None  # exported encoder (.safetensors) to start from
 
 
 @dataclass

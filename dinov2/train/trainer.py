@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dinov2 import config, distributed
-from dinov2.data.batch import Batch
-from dinov2.data.stats import Normalisation
-from dinov2.data.views import render
+from dinov2.data.views import RawBatch, render
 from dinov2.models.export import save_export
 from dinov2.objectives.base import Now
 from dinov2.train import checkpoint, schema
@@ -54,33 +53,54 @@ class Precision:
         return torch.autocast(device.type, self.dtype)
 
 
-def step(parts: Parts, batch: Batch, now: Now, precision: Precision, clip: float) -> dict[str, Tensor]:
-    """One optimiser step; returns the objective's terms and the gradient norm ``grad_norm``."""
+def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precision, clip: float) -> dict[str, Tensor]:
+    """One optimiser step over ``accumulation`` micro-batches; returns the mean terms and the gradient norm."""
     set_rates(parts.optimizer, now)
-    with precision.autocast(parts.device):
-        terms = parts.objective(batch, now)
     parts.optimizer.zero_grad(set_to_none=True)
-    precision.scaler.scale(terms["loss"]).backward()
+    share, keys, total = 1 / parts.stream.accumulation, [], {}
+    for raw in itertools.islice(batches, parts.stream.accumulation):
+        batch = render(raw, parts.device)
+        keys += batch.keys
+        with precision.autocast(parts.device):
+            terms = parts.objective(batch, now)
+        precision.scaler.scale(terms["loss"] * share).backward()
+        embedding = terms.pop("embedding")
+        total = {k: total.get(k, 0) + v.detach() * share for k, v in terms.items()}
     distributed.average_gradients(parts.objective.parameters())
     precision.scaler.unscale_(parts.optimizer)
-    terms["grad_norm"] = clip_gradients(parts.objective.parameters(), clip)
-    if not (precision.scaler.is_enabled() and torch.isfinite(terms["loss"])):  # a scaler skips its own overflows
-        check_finite(terms, batch, now.step)
+    total["grad_norm"] = clip_gradients(parts.objective.parameters(), clip)
+    if not (precision.scaler.is_enabled() and torch.isfinite(total["loss"])):  # a scaler skips its own overflows
+        check_finite(total, keys, now.step)
     precision.scaler.step(parts.optimizer)
     precision.scaler.update()
     parts.objective.after_step(now)
-    return terms
+    return {**total, "embedding": embedding}
 
 
-def check_finite(terms: dict[str, Tensor], batch: Batch, step: int) -> None:
+def check_finite(terms: dict[str, Tensor], keys: list[str], step: int) -> None:
     """Stop before the update where a term or the gradient is not finite, naming term, step and samples."""
     bad = [k for k, v in terms.items() if not torch.isfinite(v).all()]
     if bad:
         raise ValueError(
             f"step {step}: {', '.join(bad)} not finite (rank {distributed.rank()}); nothing was updated and the last "
-            f"checkpoint is good. Samples of this batch: {', '.join(batch.keys[:16])}"
-            + (" ..." if len(batch.keys) > 16 else "")
+            f"checkpoint is good. Samples of this batch: {', '.join(keys[:16])}" + (" ..." if len(keys) > 16 else "")
         )
+
+
+class Waiting:
+    """An iterator that knows for how many ``seconds`` its consumer waited."""
+
+    def __init__(self, source: Iterator[RawBatch]) -> None:
+        self.source, self.seconds = source, 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> RawBatch:
+        begin = time.perf_counter()
+        item = next(self.source)
+        self.seconds += time.perf_counter() - begin
+        return item
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -101,17 +121,13 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience)
     log = Log(folder, cfg.train.steps, first, cfg.train.track)
     log.say(parts.summary())
-    clock, waited, seen = time.perf_counter(), 0.0, 0
+    clock, seen = time.perf_counter(), 0
     try:
-        batches = parts.stream.batches(first)
+        batches = Waiting(parts.stream.batches(first))
         for at in range(first, last):
-            asked = time.perf_counter()
-            raw = next(batches)
-            waited += time.perf_counter() - asked
-            batch = render(raw, parts.device)
             seed_step(cfg.train.seed, at)
             now = parts.schedules.now(at)
-            terms = step(parts, batch, now, precision, cfg.optim.clip)
+            terms = step(parts, batches, now, precision, cfg.optim.clip)
             done = at + 1
             seen += cfg.data.batch_size
             if done % cfg.train.health_every == 0:
@@ -121,14 +137,14 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
             if done % cfg.train.log_every == 0 or done == last:
                 elapsed = time.perf_counter() - clock
                 values = {k: distributed.mean(v.detach()).item() for k, v in terms.items() if v.ndim == 0}
-                rates = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": waited / elapsed}
+                rates = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": batches.seconds / elapsed}
                 log.write(done, {**values, **rates})
-                clock, waited, seen = time.perf_counter(), 0.0, 0
+                clock, seen, batches.seconds = time.perf_counter(), 0, 0.0
             if done % cfg.train.save_every == 0 or done == last:
                 checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
             if evaluate and cfg.train.evaluate_every and done % cfg.train.evaluate_every == 0:
                 log.write(done, evaluate_now(evaluate, cfg, folder, parts, done))
-                clock, waited, seen = time.perf_counter(), 0.0, 0
+                clock, seen, batches.seconds = time.perf_counter(), 0, 0.0
     finally:
         log.close()
     return export(cfg, folder / "model_final.safetensors", parts, last)
@@ -176,9 +192,7 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
     saved = checkpoint.load(path)
     checkpoint.restore(parts.objective, saved["objective"], path)
     parts.optimizer.load_state_dict(saved["optimizer"])
-    parts.stream.check(saved["stream"])
-    parts.normalisation = Normalisation.from_dict(saved["normalisation"])
-    return saved["step"]
+    return parts.stream.start_step(saved["stream"])
 
 
 def differences(old: DictConfig, new: DictConfig) -> list[str]:
