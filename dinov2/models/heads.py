@@ -41,8 +41,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             raise ValueError("batch normalisation needs at least 2 samples in the global batch; raise batch_size")
         centre, variance = batch_moments(x)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(centre, self.momentum)
             self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
         y = ((x - centre) * torch.rsqrt(variance + self.eps)).to(x.dtype)

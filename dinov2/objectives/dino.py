@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dinov2.data.batch import Batch, MaskSpec, View, ViewSpec
 from dinov2.models.heads import DINOHead
+from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Now, Objective, ema_update
 from dinov2.objectives.losses import (
     centering_bias,
@@ -32,6 +33,22 @@ class Targets(NamedTuple):
     temperature: float
 
 
+class Heads(nn.ModuleDict):
+    """The head of the image, and that of its hidden patches: the same one, or one each."""
+
+    def __init__(self, separate: bool, **options: Any) -> None:
+        super().__init__({level: DINOHead(**options) for level in (LEVELS if separate else LEVELS[:1])})
+
+    def of(self, level: str) -> DINOHead:
+        """The head that serves ``level``."""
+        return cast(DINOHead, self[level if level in self else "cls"])
+
+    def prototypes(self) -> dict[str, Tensor]:
+        """Level -> ``[K, d]``, made once where the head is shared."""
+        made = {level: self.of(level).prototypes for level in self}
+        return {level: made.get(level, made["cls"]) for level in LEVELS}
+
+
 class DINO(Objective):
     """DINO on class tokens + iBOT on masked patches + KoLeo (Oquab et al. 2023, arXiv 2304.07193, sec. 4).
 
@@ -42,7 +59,7 @@ class DINO(Objective):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: VisionTransformer,
         *,
         global_size: int = 224,
         local_size: int = 98,
@@ -75,14 +92,18 @@ class DINO(Objective):
             ViewSpec("local", local_crops, local_size, local_scale, local_bands, distinct=False),
         )
         self.views = tuple(view for view in crops if view.count)
-        options = {"layers": head_layers, "hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
-        self.encoder = encoder
-        self.heads = nn.ModuleDict(
-            {level: DINOHead(encoder.embed_dim, prototypes, **options) for level in LEVELS[: 1 + separate_ibot_head]}
+        self.encoder: VisionTransformer = encoder
+        self.heads = Heads(
+            separate_ibot_head,
+            in_dim=encoder.embed_dim,
+            prototypes=prototypes,
+            layers=head_layers,
+            hidden_dim=hidden_dim,
+            bottleneck_dim=bottleneck_dim,
         )
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
-        self.teacher = nn.ModuleDict({"encoder": copy.deepcopy(encoder), "heads": copy.deepcopy(self.heads)})
-        self.teacher.requires_grad_(False)
+        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.teacher_heads = copy.deepcopy(self.heads).requires_grad_(False)
         for level in LEVELS:  # centres of the teacher's bottleneck features; what this step has seen: their sum, count
             self.register_buffer(f"centre_{level}", torch.zeros(bottleneck_dim))
             self.register_buffer(f"seen_{level}", torch.zeros(bottleneck_dim + 1), persistent=False)
@@ -90,7 +111,8 @@ class DINO(Objective):
     def train(self, mode: bool = True) -> DINO:
         """Training mode is the student's: the teacher never drops a path."""
         super().train(mode)
-        self.teacher.eval()
+        self.teacher_encoder.eval()
+        self.teacher_heads.eval()
         return self
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
@@ -98,53 +120,47 @@ class DINO(Objective):
         crops, masks = batch.views["global"], batch.views["global"]["masks"]  # masks [2B, L]
         image, patch = self.teach(crops, masks, now.teacher_temp)
         student = self.encoder.forward_features(crops, masks=masks, fill=self.mask_token[0])
-        prototypes = {level: head.prototypes for level, head in self.heads.items()}  # [K, d]
+        prototypes = self.heads.prototypes()
 
         first, second = image.features.chunk(2)  # [B, d]
         samples, pairs = len(first), 2 + max(2 * self.local_crops, 1)
         weights = first.new_full((2 * samples,), 1 / (samples * pairs))
-
-        def cross_entropy(level: str, features: Tensor, teacher: Tensor, targets: Targets, weights: Tensor) -> Tensor:
-            own = prototypes[self.head_of(level)]
-            _, theirs, bias, temperature = targets
-            return prototype_cross_entropy(
-                features, own, self.student_temp, teacher, theirs, temperature, bias, weights
-            )
-
-        head = self.heads["cls"]
+        head = self.heads.of("cls")
+        glob = head.bottleneck(student["cls"])[None]  # [1, 2B, d]
         swapped = torch.cat([second, first])[None]  # each global crop learns from the other
-        dino_global = cross_entropy("cls", head.bottleneck(student["cls"])[None], swapped, image, weights)
+        dino_global = self.cross_entropy(glob, prototypes["cls"], swapped, image, weights)
         dino_local = torch.zeros_like(dino_global)
         if self.local_crops:
             local = head.bottleneck(self.encoder(batch.views["local"])).unflatten(0, (-1, samples))  # [n, B, d]
-            dino_local = cross_entropy("cls", local, torch.stack([first, second]), image, weights[:samples])
-        hidden = self.heads[self.head_of("patch")].bottleneck(student["patches"][masks])[None]  # [1, M, d]
-        ibot = cross_entropy("patch", hidden, patch.features[None], patch, masked_weights(masks))
-        spread = sum(koleo(x) for x in student["cls"].chunk(2))  # crops of one image may lie together
+            both = torch.stack([first, second])
+            dino_local = self.cross_entropy(local, prototypes["cls"], both, image, weights[:samples])
+        hidden = self.heads.of("patch").bottleneck(student["patches"][masks])[None]  # [1, M, d]
+        ibot = self.cross_entropy(hidden, prototypes["patch"], patch.features[None], patch, masked_weights(masks))
+        spread = torch.stack([koleo(x) for x in student["cls"].chunk(2)]).sum()  # crops of one image may lie together
+        terms = {"dino_local": dino_local, "dino_global": dino_global, "ibot": ibot, "koleo": spread}
         return {
             "loss": dino_local + dino_global + self.ibot_weight * ibot + self.koleo_weight * spread,
-            "dino_local": dino_local.detach(),
-            "dino_global": dino_global.detach(),
-            "ibot": ibot.detach(),
-            "koleo": spread.detach(),
+            **{name: term.detach() for name, term in terms.items()},
             "embedding": student["cls"][:samples].detach(),
         }
 
-    def head_of(self, level: str) -> str:
-        """Which head serves ``level``: its own where it has one, else the image's."""
-        return level if level in self.heads else "cls"
+    def cross_entropy(self, own: Tensor, prototypes: Tensor, theirs: Tensor, by: Targets, weights: Tensor) -> Tensor:
+        """Student features ``own`` ``[S, N, d]`` against teacher features ``theirs`` ``[T, N, d]``, balanced ``by``."""
+        temperatures = {"temperature": self.student_temp, "teacher_temperature": by.temperature}
+        return prototype_cross_entropy(own, prototypes, theirs, by.prototypes, by.bias, weights, **temperatures)
 
     @torch.no_grad()
     def teach(self, crops: View, masks: Tensor, temperature: float) -> tuple[Targets, Targets]:
-        """Targets of the class tokens ``[2B, d]`` and of the hidden patches ``[masks.sum(), d]``."""
-        features = self.teacher["encoder"].forward_features(crops)
-        image = self.targets("cls", features["cls"], temperature)
-        return image, self.targets("patch", features["patches"][masks], temperature)
+        """Targets of the class tokens (2B rows) and of the hidden patches (M rows)."""
+        features = self.teacher_encoder.forward_features(crops)
+        tokens = {"cls": features["cls"], "patch": features["patches"][masks]}
+        prototypes = self.teacher_heads.prototypes()
+        image, patch = (self.targets(level, tokens[level], prototypes[level], temperature) for level in LEVELS)
+        return image, patch
 
-    def targets(self, level: str, tokens: Tensor, temperature: float) -> Targets:
+    def targets(self, level: str, tokens: Tensor, prototypes: Tensor, temperature: float) -> Targets:
         """Balanced or centred targets of teacher tokens ``[N, D]``; the centre is the one before this batch."""
-        head = self.teacher["heads"][self.head_of(level)]
-        features, prototypes = head.bottleneck(tokens), head.prototypes
+        features = self.teacher_heads.of(level).bottleneck(tokens)  # [N, d]
         if self.centering == "sinkhorn":
             bias = sinkhorn_bias(features, prototypes, temperature)
         else:
@@ -156,8 +172,8 @@ class DINO(Objective):
     @torch.no_grad()
     def after_step(self, now: Now) -> None:
         """Move the EMA teacher, and the centres towards what all ranks have seen since the last step."""
-        ema_update(self.teacher["encoder"], self.encoder, now.momentum)
-        ema_update(self.teacher["heads"], self.heads, now.momentum)
+        ema_update(self.teacher_encoder, self.encoder, now.momentum)
+        ema_update(self.teacher_heads, self.heads, now.momentum)
         if self.centering == "centering":
             for level in LEVELS:
                 centre, seen = self.get_buffer(f"centre_{level}"), self.get_buffer(f"seen_{level}")
@@ -166,4 +182,4 @@ class DINO(Objective):
 
     def export(self) -> nn.Module:
         """The teacher's encoder."""
-        return self.teacher["encoder"]
+        return self.teacher_encoder

@@ -112,7 +112,7 @@ def moved_centre(centre: Tensor, total: Tensor, count: Tensor, momentum: float) 
     return torch.lerp(centre, total / count.clamp_min(1), (1 - momentum) * (count > 0))
 
 
-def _row_chunks(prototypes: Tensor, views: int = 1) -> int:
+def _rows_at_a_time(prototypes: Tensor, views: int = 1) -> int:
     """How many rows of ``views`` logit vectors stay within CHUNK numbers."""
     return max(1, CHUNK // (views * len(prototypes)))
 
@@ -139,7 +139,7 @@ def sinkhorn_bias(
     """
     if rows is not None:
         features = features[rows]
-    chunks = features.split(_row_chunks(prototypes))
+    chunks = features.split(_rows_at_a_time(prototypes))
 
     def logits(chunk: Tensor) -> Tensor:
         return full_precision(chunk @ prototypes.T) / temperature  # [n, K]
@@ -147,8 +147,8 @@ def sinkhorn_bias(
     mass = torch.stack([logits(chunk).logsumexp(0) for chunk in chunks]).logsumexp(0, keepdim=True)  # [1, K]
     bias = -gather(mass).logsumexp(0)  # [K]
     for _ in range(iterations - 1):
-        total = sum((logits(chunk) + bias).softmax(1).sum(0) for chunk in chunks)  # [K]
-        bias = bias - torch.log(sum_(total))
+        share = torch.stack([(logits(chunk) + bias).softmax(1).sum(0) for chunk in chunks]).sum(0)  # [K]
+        bias = bias - torch.log(sum_(share))
     return bias
 
 
@@ -156,13 +156,13 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     """See :func:`prototype_cross_entropy`. The gradient is made in the forward, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, student, prototypes, temperature, teacher, teacher_prototypes, teacher_temperature, bias, weights):
-        views, rows, teachers = len(student), _row_chunks(prototypes, len(student)), len(teacher)
+    def forward(ctx, student, prototypes, teacher, teacher_prototypes, bias, weights, temperature, teacher_temperature):
         grad_student, grad_prototypes = torch.zeros_like(student), torch.zeros_like(prototypes)
         loss, weights = student.new_zeros(()), weights.to(student.dtype)
+        views, rows, teachers = len(student), _rows_at_a_time(prototypes, len(student)), len(teacher)
         for start in range(0, student.shape[1], rows):
             now = slice(start, start + rows)
-            target = 0  # [n, K], sums to the number of teachers
+            target = torch.zeros_like(bias)  # becomes [n, K], rows that sum to the number of teachers
             for h in teacher[:, now]:
                 target = target + (full_precision(h @ teacher_prototypes.T) / teacher_temperature + bias).softmax(-1)
             for view in range(views):
@@ -171,7 +171,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
                 log_mass = logits.logsumexp(-1)  # [n]
                 loss += (weights[now] * (teachers * log_mass - (target * logits).sum(-1))).sum()
                 logits.sub_(log_mass[:, None]).exp_().mul_(teachers).sub_(target)
-                error = logits.mul_(weights[now, None] / temperature).to(h.dtype)  # d loss / d (h prototypes^T)
+                error = logits.mul_(weights[now, None] / temperature)  # d loss / d (h prototypes^T)
                 grad_student[view, now] = error @ prototypes
                 grad_prototypes += error.T @ h
         ctx.save_for_backward(grad_student, grad_prototypes)
@@ -186,19 +186,21 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
 def prototype_cross_entropy(
     student: Tensor,
     prototypes: Tensor,
-    temperature: float,
     teacher: Tensor,
     teacher_prototypes: Tensor,
-    teacher_temperature: float,
     bias: Tensor,
     weights: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float,
 ) -> Tensor:
     """``sum_n weights_n sum_{s,t} H(p_tn, q_sn)`` over all pairs of student and teacher views of row n.
 
-    ``student`` ``[S, N, d]`` and ``prototypes`` ``[K, d]`` with q = softmax(student prototypes^T / temperature), and
-    likewise ``teacher`` ``[T, N, d]`` with p as :func:`centering_bias` and :func:`sinkhorn_bias` say (no gradient),
-    ``weights`` ``[N]``. Logits exist for CHUNK numbers at a time only. N may be 0: the loss is 0, gradients are zeros.
+    q = softmax(student prototypes^T / temperature) of ``student`` ``[S, N, d]`` and ``prototypes`` ``[K, d]``; p
+    likewise of ``teacher`` ``[T, N, d]``, with ``bias`` ``[K]`` as :func:`centering_bias` and :func:`sinkhorn_bias`
+    say, without gradient; ``weights`` ``[N]``. Features are float32 at least. Only CHUNK logits exist at a time.
+    N may be 0: the loss and all gradients are zeros.
     """
     return _PrototypeCrossEntropy.apply(
-        student, prototypes, temperature, teacher, teacher_prototypes, teacher_temperature, bias, weights
+        student, prototypes, teacher, teacher_prototypes, bias, weights, temperature, teacher_temperature
     )

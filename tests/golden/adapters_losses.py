@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinov2.data.batch import Batch
+from dinov2.models import build_encoder
 from dinov2.models.heads import DINOHead
+from dinov2.models.zoo.dinov2 import unchunk
 from dinov2.objectives import losses
+from dinov2.objectives.base import Now
+from dinov2.objectives.dino import DINO
+from dinov2.train.optim import parameter_groups
 from dinov2.train.schedules import cosine, scaled_lr
+from tests.golden.adapters_models import sizes
 from tests.golden.harness import Adapter, Fixture, gradients
 
 RULES = {"sqrt_wrt_1024": "sqrt_1024"}
@@ -91,7 +100,9 @@ def cross_entropy(student: Tensor, student_temp: float, probabilities: Tensor, w
     eye, no_bias = torch.eye(student.shape[-1]), torch.zeros(student.shape[-1])
     # the logarithm of a probability is a logit; the floor keeps its softmax within float32
     teacher = probabilities.clamp_min(1e-38).log()
-    return losses.prototype_cross_entropy(student, eye, student_temp, teacher, eye, 1.0, no_bias, weights)
+    return losses.prototype_cross_entropy(
+        student, eye, teacher, eye, no_bias, weights, temperature=student_temp, teacher_temperature=1.0
+    )
 
 
 def dino_loss(fixture: Fixture) -> dict[str, Tensor]:
@@ -163,7 +174,130 @@ def koleo(fixture: Fixture) -> dict[str, Tensor]:
     }
 
 
-# ---- schedules
+# ---- one whole step
+
+
+def our_name(name: str) -> str:
+    """Our name of a parameter of the reference's training checkpoints."""
+    role, name = re.fullmatch(r"(?:(student|teacher)\.)?(.*)", name).groups()
+    prefix = "teacher_" if role == "teacher" else ""
+    if name == "backbone.mask_token":
+        return f"{prefix}mask_token"
+    part, rest = name.split(".", 1)
+    ours = {"backbone": "encoder", "dino_head": "heads.cls", "ibot_head": "heads.patch"}[part]
+    return f"{prefix}{ours}.{unchunk(rest)}"
+
+
+def build_dino(model: Mapping[str, Any], **options: Any) -> DINO:
+    """DINO around the encoder that the reference's constructor arguments describe."""
+    usual = {
+        "ffn_layer": "mlp",
+        "num_register_tokens": 0,
+        "interpolate_offset": 0.1,
+        "interpolate_antialias": False,
+        "layer_norm_eps": 1e-6,
+        "in_chans": 3,
+    }
+    embed = "spectral" if model.get("embed_layer") == "PanopticonPE" else "conv"
+    return DINO(build_encoder("vit_base", embed=embed, **sizes({**usual, **model})), **options)
+
+
+def ssl_step(fixture: Fixture) -> dict[str, Tensor]:
+    c, x, state = fixture.config, fixture.inputs, fixture.state
+    model = {**c["student"], **c[c["student"]["arch"]], "init_values": c["student"]["layerscale"]}
+    model["img_size"] = model.get("pos_emb_img_size", c["crops"]["global_crops_size"])
+    if "student.backbone.patch_embed.proj.weight" in state and model.get("embed_layer") != "PanopticonPE":
+        model["in_chans"] = state["student.backbone.patch_embed.proj.weight"].shape[1]
+    objective = build_dino(
+        model | {"layer_norm_eps": c["layer_norm_eps"]},
+        local_crops=c["crops"]["local_crops_number"],
+        prototypes=c["dino"]["head_n_prototypes"],
+        hidden_dim=c["dino"]["head_hidden_dim"],
+        bottleneck_dim=c["dino"]["head_bottleneck_dim"],
+        head_layers=c["dino"]["head_nlayers"],
+        separate_ibot_head=c["ibot"]["separate_head"],
+        ibot_weight=c["ibot"]["loss_weight"],
+        koleo_weight=c["dino"]["koleo_loss_weight"],
+        centering={"centering": "centering", "sinkhorn_knopp": "sinkhorn"}[c["train"]["centering"]],
+        student_temp=c["student_temp"],
+        center_momentum=c["center_momentum"],
+    )
+    centres = ("dino_loss.center", "ibot_patch_loss.center")  # ours live in the bottleneck: 0 is the one they share
+    assert not any(state[name].any() for name in centres), "the reference's centre must start at 0"
+    ours = {our_name(name): tensor for name, tensor in state.items() if name not in centres}
+    del ours["teacher_mask_token"]  # the teacher sees whole images
+    objective.load_state_dict(ours | {name: b for name, b in objective.named_buffers() if name.startswith("centre_")})
+
+    def view(name: str) -> dict[str, Tensor]:
+        return {"imgs": x[name]} if name in x else {key: x[f"{name}/{key}"] for key in ("imgs", "chn_ids")}
+
+    crops = {"global": view("collated_global_crops") | {"masks": x["collated_masks"]}}
+    if c["crops"]["local_crops_number"]:
+        crops["local"] = view("collated_local_crops")
+    samples = len(x["collated_masks"]) // 2
+    now = Now(step=0, lr=0.0, weight_decay=0.0, momentum=1.0, teacher_temp=c["teacher_temp"])
+    terms = objective(Batch(crops, torch.arange(samples), [str(i) for i in range(samples)]), now)
+    parameters = dict(objective.named_parameters())
+    wanted = [name.removeprefix("grad/") for name in fixture.recorded if name.startswith("grad/")]
+    out = gradients(terms["loss"], {name: parameters[our_name(name.removeprefix("state/"))] for name in wanted})
+    objective.after_step(now)  # momentum 1: only the centres move
+    for name, level, shape in (("dino", "cls", (1, -1)), ("ibot", "patch", (1, 1, -1))):
+        centre = objective.teacher_heads.prototypes()[level] @ objective.get_buffer(f"centre_{level}")
+        out[f"out/{name}_center_after"] = centre.view(shape)
+    weighted = {
+        "dino_local_crops_loss": terms["dino_local"],
+        "dino_global_crops_loss": terms["dino_global"],
+        "koleo_loss": terms["koleo"] * objective.koleo_weight,
+        "ibot_loss": terms["ibot"] * objective.ibot_weight,
+    }
+    shown = {f"out/loss/{name}": term / c["total_loss_weights"][name] for name, term in weighted.items()}
+    return out | shown | {"out/total_loss": terms["loss"], "out/teacher_temp": torch.tensor(c["teacher_temp"])}
+
+
+# ---- optimiser and schedules
+
+
+def multipliers(fixture: Fixture, objective: DINO, **options: Any) -> dict[str, Tensor]:
+    """What ``parameter_groups`` gives the parameters that the fixture lists, in its order."""
+    groups = parameter_groups(objective.named_parameters(), **options)
+    group_of = {name: group for group in groups for name in group["names"]}
+    listed = fixture.config["by_name"]
+    backbone = {id(group_of[our_name(name)]) for name in listed if name.startswith("backbone.")}
+    columns = {"lr_multiplier": "lr_multiplier", "wd_multiplier": "wd_multiplier", "freeze_epochs": "freeze_steps"}
+    out = {
+        f"out/{theirs}": torch.tensor([group_of[our_name(name)][ours] for name in listed], dtype=torch.float64)
+        for theirs, ours in columns.items()
+    }
+    return out | {"out/n_fused_backbone_groups": torch.tensor(len(backbone))}
+
+
+def listed_model(fixture: Fixture) -> dict[str, Any]:
+    model = fixture.config["model"]
+    return {**model, "init_values": 1e-5 if model["layer_scale"] else None}
+
+
+def param_groups(fixture: Fixture) -> dict[str, Tensor]:
+    c, head = fixture.config, fixture.config["head"]
+    objective = build_dino(
+        listed_model(fixture),
+        prototypes=head["out_dim"],
+        hidden_dim=head["hidden_dim"],
+        bottleneck_dim=head["bottleneck_dim"],
+        head_layers=head["nlayers"],
+    )
+    rates = {"layer_decay": c["layerwise_decay"], "patch_embed_lr": c["patch_embed_lr_mult"]}
+    return multipliers(fixture, objective, **rates)
+
+
+def param_groups_panopticon(fixture: Fixture) -> dict[str, Tensor]:
+    c = fixture.config
+    objective = build_dino(listed_model(fixture), prototypes=4, hidden_dim=4, bottleneck_dim=4)
+    lists = {"lr_multipliers": c["lr_multiplier_list"], "freeze": c["freeze_weights_list"]}
+    translated = {
+        option: {regex.replace("backbone", "encoder"): value for regex, value in pairs}
+        for option, pairs in lists.items()
+    }
+    return multipliers(fixture, objective, layer_decay=c["args"]["lr_decay_rate"], **translated)
 
 
 def series(schedule, steps: int) -> Tensor:
@@ -212,6 +346,10 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {
     ("dinov2", "dino_loss"): dino_loss,
     ("dinov2", "ibot_loss"): ibot_loss,
     ("dinov2", "koleo"): koleo,
+    ("dinov2", "param_groups"): param_groups,
     ("dinov2", "schedules"): schedules,
+    ("dinov2", "ssl_step_dinov2"): ssl_step,
+    ("dinov2", "ssl_step_panopticon"): ssl_step,
+    ("panopticon", "param_groups_panopticon"): param_groups_panopticon,
     ("panopticon", "schedule_with_hold"): schedule_with_hold,
 }
