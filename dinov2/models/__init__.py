@@ -4,46 +4,54 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from dinov2.models.patch import ConvPatchEmbed
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.vit import SIZES, VisionTransformer
 
-EMBEDDINGS = {"spectral": SpectralPatchEmbed, "conv": ConvPatchEmbed}
+EMBEDDINGS = ("spectral", "conv")
+# options of build_encoder -> arguments of SpectralPatchEmbed
+SPECTRAL = {
+    "attn_dim": "attn_dim",
+    "attn_heads": "num_heads",
+    "attn_bias": "qkv_bias",
+    "attn_norm": "layer_norm",
+    "full_spectra": "full_spectra",
+    "opt_coarsity": "opt_coarsity",
+    "terrain": "terrain",
+}
 
 
 def build_encoder(
-    name: str = "vit_base",
-    patch_size: int = 14,
-    img_size: int = 224,
-    embed: str = "spectral",
-    embed_options: dict[str, Any] | None = None,
-    **options: Any,
+    name: str = "vit_base", patch_size: int = 14, img_size: int = 224, embed: str = "spectral", **options: Any
 ) -> VisionTransformer:
     """A vision transformer ``vit_tiny|small|base|large|giant2`` behind a patch embedding.
 
-    ``embed``: ``spectral`` (any bands) or ``conv`` (``in_chans`` fixed bands); ``embed_options`` are that class' other
-    arguments (spectral: ``attn_dim`` defaults to three times the width, as published). ``options`` are
-    VisionTransformer's and Block's arguments and may override ``embed_dim``, ``depth``, ``num_heads``.
+    ``embed``: ``spectral`` (any bands; options: the keys of ``SPECTRAL``, ``attn_dim`` by default three times the
+    width, as published) or ``conv`` (option ``in_chans``, the number of fixed bands). Further options are those of
+    VisionTransformer and Block; ``embed_dim``, ``depth`` and ``num_heads`` override the size (None: keep it).
     ``build_encoder(**encoder.config)`` builds the same architecture again. Unknown names raise ValueError.
     """
     if name not in SIZES:
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join(SIZES)}")
     if embed not in EMBEDDINGS:
         raise ValueError(f"unknown patch embedding {embed!r}; known: {', '.join(EMBEDDINGS)}")
-    sizes = {**SIZES[name], **options}
-    embedding: dict[str, Any] = {"embed_dim": sizes["embed_dim"], "patch_size": patch_size, **(embed_options or {})}
-    if embed == "spectral":
-        embedding.setdefault("attn_dim", 3 * sizes["embed_dim"])
+    given = {k: v for k, v in options.items() if not (k in SIZES[name] and v is None)}
+    sizes = {**SIZES[name], **given}
     try:
-        encoder = VisionTransformer(EMBEDDINGS[embed](**embedding), img_size=img_size, patch_size=patch_size, **sizes)
+        patch_embed = build_embedding(embed, sizes, patch_size)
+        encoder = VisionTransformer(patch_embed, img_size=img_size, patch_size=patch_size, **sizes)
     except TypeError as error:  # an argument that none of the classes has
         raise ValueError(f"encoder {name!r} with embedding {embed!r}: {error}") from error
-    encoder.config = {
-        "name": name,
-        "patch_size": patch_size,
-        "img_size": img_size,
-        "embed": embed,
-        "embed_options": dict(embed_options or {}),
-        **options,
-    }
+    encoder.config = {"name": name, "patch_size": patch_size, "img_size": img_size, "embed": embed, **given}
     return encoder
+
+
+def build_embedding(embed: str, sizes: dict[str, Any], patch_size: int) -> nn.Module:
+    """The patch embedding; takes its options out of ``sizes``."""
+    width = sizes["embed_dim"]
+    if embed == "conv":
+        return ConvPatchEmbed(width, patch_size, sizes.pop("in_chans", 3))
+    arguments = {"attn_dim": 3 * width, **{SPECTRAL[k]: sizes.pop(k) for k in SPECTRAL if k in sizes}}
+    return SpectralPatchEmbed(width, patch_size, **arguments)

@@ -106,7 +106,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with optional LayerScale and stochastic depth by batch subset.
+    """Pre-norm transformer block with optional LayerScale (initial value ``layer_scale``) and stochastic depth.
 
     In training with ``drop_path`` p each branch is computed for a random (1 - p) of the batch only and scaled by
     B / kept (DINOv2, sec. 5): the expectation of stochastic depth at (1 - p) of its cost.
@@ -119,7 +119,7 @@ class Block(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         ffn: str = "mlp",
-        init_values: float | None = None,
+        layer_scale: float | None = None,
         drop_path: float = 0.0,
         qkv_bias: bool = True,
         proj_bias: bool = True,
@@ -132,10 +132,10 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
-        self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, norm_eps)
         self.mlp = FEEDFORWARDS[ffn](dim, int(dim * mlp_ratio), ffn_bias)
-        self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, D] -> [B, N, D]``."""

@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov2.models import VisionTransformer
+from dinov2.data.batch import Batch
+from dinov2.models import SPECTRAL, VisionTransformer, build_encoder
+from dinov2.models.layers import interpolate_positions, sincos_positions
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.zoo import load_encoder, load_released
+from dinov2.objectives.mae import MAE
 from tests.golden.harness import Adapter, Fixture, gradients
+
+DECODER_ARGUMENTS = {"decoder_dim": "embed_dim", "decoder_depth": "depth", "decoder_heads": "num_heads"}
 
 
 def published(inputs: Mapping[str, Tensor], case: str, *, masked: bool = False) -> dict[str, Tensor]:
@@ -56,18 +61,25 @@ def patch_embed(fixture: Fixture) -> dict[str, Tensor]:
     return out
 
 
+def encoder_options(attn_dim: int, chnfus_cfg: dict[str, Any]) -> dict[str, Any]:
+    """The same as options of build_encoder."""
+    options = embed_options(attn_dim, chnfus_cfg)
+    return {ours: options[theirs] for ours, theirs in SPECTRAL.items() if theirs in options}
+
+
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our encoder options for DINOv2's constructor arguments."""
-    same = ("img_size patch_size embed_dim depth num_heads mlp_ratio init_values qkv_bias proj_bias ffn_bias").split()
+    same = "img_size patch_size embed_dim depth num_heads mlp_ratio qkv_bias proj_bias ffn_bias".split()
     spectral = config.get("embed_layer") == "PanopticonPE"
     return {
         **{k: config[k] for k in same if k in config},
+        "layer_scale": config["init_values"],
         "ffn": "swiglu" if config["ffn_layer"].startswith("swiglu") else config["ffn_layer"],
         "registers": config["num_register_tokens"],
         "interpolate_offset": config["interpolate_offset"],
         "interpolate_antialias": config["interpolate_antialias"],
         "norm_eps": config["layer_norm_eps"],
-        "embed_options": embed_options(**config["pe_args"]) if spectral else {"in_chans": config["in_chans"]},
+        **(encoder_options(**config["pe_args"]) if spectral else {"in_chans": config["in_chans"]}),
     }
 
 
@@ -128,10 +140,77 @@ def layout(fixture: Fixture) -> dict[str, Tensor]:
     return {}
 
 
+def mae_key(key: str) -> str:
+    """The original's parameter name -> ours."""
+    if key.startswith("decoder_pred."):
+        return f"head.{key}"
+    return f"decoder.{key}" if key.startswith(("decoder_", "mask_token")) else f"encoder.{key}"
+
+
+def build_mae(fixture: Fixture, norm_pix: bool) -> MAE:
+    """The fixed-band objective with the fixture's parameters; the fixed decoder positions are ours."""
+    c = fixture.config
+    same = {k: c[k] for k in ("patch_size", "img_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")}
+    encoder = build_encoder("vit_base", embed="conv", in_chans=c["in_chans"], norm_eps=c["layer_norm_eps"], **same)
+    decoder = {k: c[f"decoder_{theirs}"] for k, theirs in DECODER_ARGUMENTS.items()}
+    model = MAE(encoder, size=c["img_size"], mask_ratio=c["mask_ratio"], norm_pix=norm_pix, **decoder)
+    positions = fixture.state["decoder_pos_embed"]
+    side = c["img_size"] // c["patch_size"]
+    torch.testing.assert_close(sincos_positions(positions.shape[-1], side, side).float(), positions[0, 1:])
+    assert not positions[0, 0].any()
+    model.load_state_dict({mae_key(k): v for k, v in fixture.state.items() if k != "decoder_pos_embed"})
+    return model.eval()
+
+
+def mae(fixture: Fixture) -> dict[str, Tensor]:
+    imgs, noise, ratio = fixture.inputs["imgs"], fixture.inputs["noise"], fixture.config["mask_ratio"]
+    b, length = noise.shape
+    order = noise.argsort(1)
+    keep = order[:, : int(length * (1 - ratio))]
+    masks = torch.ones(b, length).scatter(1, keep, 0.0)
+    batch = Batch({"image": {"imgs": imgs, "masks": masks.bool()}}, torch.arange(b), [""] * b)
+    out = {"out/mask": masks, "out/ids_keep": keep, "out/ids_restore": order.argsort(1)}
+    if "sequence" in fixture.inputs:
+        x = fixture.inputs["sequence"]
+        out["out/random_masking/x_masked"] = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+        out |= {f"out/random_masking/{k}": out[f"out/{k}"] for k in ("mask", "ids_restore")}
+    for name, norm_pix in {"pix": False, "norm_pix": True}.items():
+        model = build_mae(fixture, norm_pix)
+        out[f"out/{name}/loss"] = model(batch)["loss"]
+    wanted = {k: model.get_parameter(mae_key(k.removeprefix("grad/state/"))) for k in fixture.recorded if "grad/" in k}
+    out |= (
+        gradients(out["out/norm_pix/loss"], {k.removeprefix("grad/"): p for k, p in wanted.items()}) if wanted else {}
+    )
+    features = model.encoder.forward_features(imgs, keep=keep)
+    tokens = model.decoder(features["cls"], features["patches"], keep, model.encoder.grid(imgs))
+    out["out/latent"] = torch.cat([features["cls"][:, None], features["patches"]], 1)
+    out["out/pred"] = model.head(tokens)[:, 0]
+    every = torch.arange(length).expand(b, -1)
+    out["out/patchify"] = model.reconstruct(tokens, batch.views["image"], every, batch.positions)[1][:, 0]
+    return out
+
+
+def pos_embed_utils(fixture: Fixture) -> dict[str, Tensor]:
+    out = {}
+    for call in fixture.config["sincos"]:
+        positions = sincos_positions(call["embed_dim"], call["grid_size"], call["grid_size"])
+        cls = positions.new_zeros(1 if call["cls_token"] else 0, call["embed_dim"])
+        out[f"out/{call['output']}"] = torch.cat([cls, positions])
+    for call in fixture.config["interpolate"]:
+        extra, grid = fixture.inputs[call["input"]].split_with_sizes(
+            [call["extra_tokens"], call["from_grid"][0] * call["from_grid"][1]], 1
+        )
+        resized = interpolate_positions(grid, tuple(call["to_grid"]), antialias=call["antialias"])
+        out[f"out/{call['output']}"] = torch.cat([extra, resized], 1)
+    return out
+
+
 ADAPTERS: dict[tuple[str, str], Adapter] = {
     ("panopticon", "patch_embed"): patch_embed,
     ("panopticon", "vit"): vit,
     ("dinov2", "vit"): vit,
+    ("mae", "mae"): mae,
+    ("mae", "pos_embed_utils"): pos_embed_utils,
     ("layouts", "panopticon"): layout,
     ("layouts", "dinov2"): layout,
 }

@@ -47,7 +47,7 @@ def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
     name = f"dinov2_vit{letter}14"
     if registers:  # these were trained with exact, antialiased position sizes
         options.update(registers=4, interpolate_offset=0.0, interpolate_antialias=True)
-    build = partial(build_encoder, size, patch_size=14, img_size=518, embed="conv", init_values=1.0, **options)
+    build = partial(build_encoder, size, patch_size=14, img_size=518, embed="conv", layer_scale=1.0, **options)
     file = f"{name}{'_reg4' if registers else ''}_pretrain.pth"
     return Release(build, convert, f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}")
 

@@ -10,7 +10,7 @@ from dinov2.models.zoo.release import Release
 
 RELEASES = {
     "panopticon_vitb14": Release(
-        partial(build_encoder, "vit_base", patch_size=14, img_size=518, embed="spectral", init_values=1e-5),
+        partial(build_encoder, "vit_base", patch_size=14, img_size=518, embed="spectral", layer_scale=1e-5),
         convert,
         "https://huggingface.co/lewaldm/panopticon/resolve/main/panopticon_vitb14_teacher.pth",
     )
