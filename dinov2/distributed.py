@@ -25,13 +25,16 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def init() -> None:
-    """Join the process group that torchrun (or a launcher that sets the same variables) describes."""
+def init(timeout: datetime.timedelta = TIMEOUT) -> None:
+    """Join the process group that torchrun (or a launcher that sets the same variables) describes.
+
+    ``timeout`` is how long a rank waits for the others in a collective.
+    """
     if dist.is_initialized() or "RANK" not in os.environ:
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=timeout)
 
 
 def teardown() -> None:
