@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -108,6 +108,10 @@ class RawBatch:
     positions: Tensor
     keys: list[str]
     labels: Mapping[str, Tensor]
+
+    def pin_memory(self) -> RawBatch:
+        """The batch with its pixels in page-locked memory; a DataLoader with ``pin_memory=True`` calls this."""
+        return replace(self, buffer=self.buffer.pin_memory())
 
 
 def check_crop(key: str, view: str, crop: RawCrop, width: int) -> None:

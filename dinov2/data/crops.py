@@ -48,10 +48,14 @@ def coarsest_grid(sample: Sample) -> tuple[int, int]:
 
 
 def draw_box(grid: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """A box covering a fraction of the area uniform in ``scale``, aspect log-uniform, snapped to whole cells."""
+    """A box covering a fraction of the area uniform in ``scale``, aspect log-uniform, snapped to whole cells.
+
+    The aspect is drawn from the part of 1 / ASPECT .. ASPECT with which the box fits, so that no area is cut off.
+    """
     rows, columns = grid
     area = rng.uniform(*scale) * rows * columns
-    aspect = math.exp(rng.uniform(-math.log(ASPECT), math.log(ASPECT)))
+    narrow, wide = np.clip([1 / ASPECT, ASPECT], area / rows**2, columns**2 / area)
+    aspect = math.exp(rng.uniform(math.log(narrow), math.log(wide)))
     height = min(rows, max(1, round(math.sqrt(area / aspect))))
     width = min(columns, max(1, round(area / height)))  # from the rounded height: keeps the area
     top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)

@@ -16,7 +16,7 @@ from dinov2.data.augment import Augment, draw_jitter
 from dinov2.data.batch import ViewSpec
 from dinov2.data.channels import Channels, select
 from dinov2.data.collate import RawBatch, RawCrop, RawSample, RawView, collate
-from dinov2.data.crops import WHOLE, Box, coarsest_grid, draw_box
+from dinov2.data.crops import WHOLE, coarsest_grid, draw_box
 from dinov2.data.masking import draw_mask
 from dinov2.data.render import render, render_sample
 from dinov2.data.sample import Sample
@@ -62,7 +62,7 @@ def draw(sample: Sample, specs: Sequence[ViewSpec], augment: Augment, norm: Norm
         for i, names in enumerate(_choose_sensors(sample, spec, generator(key, spec.name, 0))):
             rng = generator(key, spec.name, 1 + i)
             channels = _draw_channels(sample, names, spec, augment.simulate, norm, rng)
-            crops.append(_draw_crop(channels, _draw_box(channels, grid, spec.scale, rng), spec, augment, rng))
+            crops.append(_draw_crop(channels, _draw_pixels(channels, grid, spec.scale, rng), spec, augment, rng))
         views[spec.name] = RawView(tuple(crops), (spec.size, spec.size), view_width(spec))
     return RawSample(sample.key, key[2], views, _labels(sample))
 
@@ -94,7 +94,8 @@ def full_view(
     finest = max((c.image.shape[-2:] for c in channels), key=lambda shape: shape[0])
     untouched = Augment(flip=False, jitter_probability=0, speckle_looks=0)
     view = ViewSpec("image", 1, 0, (1, 1), (len(found), len(found)))
-    crop = _draw_crop(channels, WHOLE, view, untouched, generator((0, 0, position), view.name, 0))
+    planes = [c.cut(WHOLE) for c in channels]
+    crop = _draw_crop(channels, planes, view, untouched, generator((0, 0, position), view.name, 0))
     raw = RawView((crop,), finest if size is None else (size, size), len(found))
     return RawSample(sample.key, position, {view.name: raw}, _labels(sample))
 
@@ -111,7 +112,9 @@ def _named(sample: Sample, names: Sequence[str], bands: Sequence[str] | None = N
     known = [sample.specs[name].bands[i] for name, i in found]
     for band in bands:
         if band not in known:
-            raise ValueError(f"sample {sample.key!r} has no band {band!r}{suggest(band, known)} Known: {sorted(known)}")
+            raise ValueError(
+                f"sample {sample.key!r} has no band {band!r} among {', '.join(known)}{suggest(band, known)}"
+            )
     return [channel for band in bands for channel, name in zip(found, known, strict=True) if name == band]
 
 
@@ -153,28 +156,34 @@ def _draw_channels(
     return select(sample, [found[i] for i in chosen], norm, date)
 
 
-def _draw_box(
+def _draw_pixels(
     channels: Sequence[Channels], grid: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
-) -> Box:
-    """A box that is not nodata almost throughout, or the last of several."""
+) -> list[np.ndarray]:
+    """The planes of a box that is not nodata almost throughout, or of the last of several."""
     for _ in range(1 + REDRAWS):
         box = draw_box(grid, scale, rng)
-        if np.mean([c.nodata(c.cut(box)) for c in channels]) <= MAX_NODATA:
+        planes = [c.cut(box) for c in channels]
+        if np.mean([c.nodata(p) for c, p in zip(channels, planes, strict=True)]) <= MAX_NODATA:
             break
-    return box
+    return planes
 
 
 def _draw_crop(
-    channels: Sequence[Channels], box: Box, spec: ViewSpec, augment: Augment, rng: np.random.Generator
+    channels: Sequence[Channels],
+    planes: Sequence[np.ndarray],
+    spec: ViewSpec,
+    augment: Augment,
+    rng: np.random.Generator,
 ) -> RawCrop:
-    """Everything else that is random in a crop, and the crop itself."""
+    """Draw all else that is random in a crop; ``planes`` as cut from ``channels``."""
     ids, units = np.empty(sum(len(c.slots) for c in channels), np.int64), {}
     for c in channels:
         ids[c.slots] = c.chn_ids
         units.update(dict.fromkeys(c.slots.tolist(), c.spec.model_unit))
     jitter = draw_jitter(augment, [units[slot] for slot in range(len(ids))], rng)
     noise = rng.integers(1 << 32, size=len(ids))
-    flips = rng.random(2) < 0.5 * augment.flip
+    up, left = rng.random(2) < 0.5 * augment.flip
     mask = None if spec.mask is None else draw_mask(spec.mask, spec.size, rng)
-    pieces = tuple(c.piece(c.cut(box), jitter, noise, augment.speckle_looks) for c in channels)
-    return RawCrop(pieces, ids, (bool(flips[0]), bool(flips[1])), mask)
+    cut = zip(channels, planes, strict=True)
+    pieces = tuple(c.piece(p, jitter, noise, augment.speckle_looks) for c, p in cut)
+    return RawCrop(pieces, ids, (bool(up), bool(left)), mask)
