@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +25,11 @@ Draw = Callable[[Sample, Key], Any]
 Collate = Callable[[list[Any]], Any]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a worker hands over: a collated micro-batch, or the error to raise, and the damage met on the way."""
+class Loaded(NamedTuple):
+    """What a worker hands over: a collated micro-batch, or the error to raise, and the damage met on the way.
+
+    A tuple, so that a DataLoader finds the batch's own ``pin_memory``.
+    """
 
     batch: Any
     error: ValueError | None
@@ -132,6 +133,7 @@ class Stream:
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             multiprocessing_context="fork" if self.workers else None,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global one must not depend on when a loader starts
         )
         for loaded in loader:

@@ -51,7 +51,7 @@ def sizes(folder: str) -> dict[str, int]:
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under ``path`` only when complete; what cannot be written raises OSError naming ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a kill leaves is written over
     try:
         with open(temporary, "wb") as file:
             yield file
