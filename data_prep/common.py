@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass
 class Summary:
-    """What happened to the items: counts of samples written, items skipped by reason, shards kept from an earlier run."""
+    """What happened to the items: samples written, items skipped by reason, shards kept from an earlier run."""
 
     written: int = 0
     kept_shards: int = 0
@@ -79,10 +79,10 @@ def _write_shard(plan: Plan, writer: ShardWriter, number: int, items: Sequence[A
 def write(
     plan: Plan, out: Path, *, samples_per_shard: int, compression: str | None, workers: int
 ) -> tuple[ShardSet, Summary]:
-    """Write the plan's samples to ``out`` over ``workers`` processes, same bytes for any number; complete shards are kept."""
+    """Write the samples to ``out``, same bytes for any number of worker processes; complete shards are kept."""
     if not plan.items:
         raise ValueError("there is nothing to prepare: the source has no item")
-    # the number of items and the shard size belong to the recipe: a longer run must not adopt a shorter one's last shard
+    # part of the recipe: a longer run must not adopt the last, shorter shard of an earlier one
     provenance = {**plan.provenance, "items": len(plan.items), "samples_per_shard": samples_per_shard}
     writer = ShardWriter(out, compression, plan.labels, provenance, plan.licence)
     chunks = [plan.items[i : i + samples_per_shard] for i in range(0, len(plan.items), samples_per_shard)]
@@ -117,5 +117,5 @@ def _each(plan: Plan, writer: ShardWriter, chunks: Sequence[Sequence[Any]], work
 
 
 def slug(text: str) -> str:
-    """``text`` as (part of) a sample key: lower case letters, digits, ``_`` and ``-``, starting with a letter or digit."""
+    """``text`` as a sample key: lower case letters, digits, ``_`` and ``-``, starting with a letter or digit."""
     return re.sub(r"[^a-z0-9_\-]+", "_", text.lower()).lstrip("_-") or "x"

@@ -17,12 +17,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep import common, sandbox  # noqa: E402
+from data_prep import common, folder, sandbox, terramesh  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.shards import ShardSet, verify  # noqa: E402
 from dinov2.data.stats import Stats  # noqa: E402
 
-SOURCES = {"sandbox": sandbox}
+SOURCES = {"sandbox": sandbox, "folder": folder, "terramesh": terramesh}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def stats_table(stats: Stats) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Run one subcommand."""
-    args, console = parse(arguments), Console(soft_wrap=True)
+    args, console = parse(arguments), Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
     if args.command == "verify":
         report = verify(args.sets)
         for problem in report.problems:

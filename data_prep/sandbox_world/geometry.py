@@ -13,12 +13,12 @@ BSPLINE_STD = 0.479  # standard deviation of cubic B-spline interpolated white n
 
 
 @lru_cache(maxsize=256)
-def spline_weights(n: int, step: float, knot: float, shift: float = 0.0) -> np.ndarray:
-    """Cubic B-spline weights of ``n`` pixel centres ``step`` apart over knots ``knot`` apart, float32 ``[n, knots]``."""
-    position = (np.arange(n) + 0.5) * step / knot + shift / knot
+def spline_weights(n: int, step: float, knot: float) -> np.ndarray:
+    """Cubic B-spline weights of ``n`` pixels ``step`` apart over knots ``knot`` apart, float32 ``[n, knots]``."""
+    position = (np.arange(n) + 0.5) * step / knot
     left, t = np.floor(position).astype(int), position % 1.0
     basis = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6.0  # [4, n]
-    weights = np.zeros((n, int(np.ceil(n * step / knot + shift / knot)) + 3), np.float32)
+    weights = np.zeros((n, int(np.ceil(n * step / knot)) + 3), np.float32)
     for k in range(4):
         weights[np.arange(n), left + k] = basis[k]
     return weights
@@ -53,7 +53,7 @@ def blurred(field: np.ndarray, radius: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grid:
-    """``n`` x ``n`` pixels of ``step`` metres with a random generator: fields do not depend on ``step`` (aliasing aside)."""
+    """``n`` x ``n`` pixels of ``step`` metres and a random generator; what is drawn does not depend on ``step``."""
 
     n: int
     step: float
@@ -71,7 +71,7 @@ class Grid:
         return self.n * self.step
 
     def noise(self, knot: float, octaves: int = 1) -> np.ndarray:
-        """Unit-variance smooth noise with features about ``knot`` metres wide; each octave halves size and amplitude."""
+        """Smooth noise of unit variance, features ``knot`` metres wide; each octave halves size and amplitude."""
         total = np.zeros((self.n, self.n), np.float32)
         for octave in range(octaves):
             w = spline_weights(self.n, self.step, knot / 2**octave)

@@ -9,7 +9,7 @@ and 1940 nm, clay at 2200 nm, snow dark in the short-wave infrared. Backscatter 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -39,7 +39,8 @@ REFLECTANCE: dict[str, dict[int, float]] = {
     "dark_soil": {400: 0.035, 500: 0.05, 600: 0.075, 700: 0.10, 850: 0.13, 1100: 0.18, 1400: 0.18, 1650: 0.23,
                   1940: 0.15, 2130: 0.20, 2200: 0.18, 2300: 0.19, 2500: 0.15},
     "asphalt": {400: 0.07, 600: 0.10, 900: 0.13, 1650: 0.17, 2200: 0.16, 2500: 0.15},
-    "concrete": {400: 0.18, 500: 0.25, 600: 0.30, 900: 0.34, 1450: 0.34, 1650: 0.38, 1940: 0.32, 2200: 0.34, 2500: 0.28},
+    "concrete": {400: 0.18, 500: 0.25, 600: 0.30, 900: 0.34, 1450: 0.34, 1650: 0.38, 1940: 0.32, 2200: 0.34,
+                 2500: 0.28},
     "tile": {400: 0.05, 500: 0.08, 560: 0.12, 620: 0.25, 700: 0.29, 900: 0.30, 1300: 0.36, 1650: 0.38, 2200: 0.36,
              2500: 0.32},
     "snow": {400: 0.88, 600: 0.90, 800: 0.85, 900: 0.78, 1030: 0.62, 1100: 0.68, 1270: 0.38, 1500: 0.04, 1700: 0.12,
@@ -72,7 +73,7 @@ def curve(surface: str) -> np.ndarray:
     return np.interp(WAVELENGTHS, list(points), list(points.values()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def responses(bands: tuple[Band, ...]) -> np.ndarray:
     """Normalised Gaussian spectral responses, float32 ``[C, 2251]`` on ``WAVELENGTHS``."""
     centre = np.array([b.centre_nm for b in bands])[:, None]
@@ -81,7 +82,7 @@ def responses(bands: tuple[Band, ...]) -> np.ndarray:
     return (response / response.sum(1, keepdims=True)).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def band_reflectance(bands: tuple[Band, ...], surfaces: Sequence[str] = SURFACES) -> np.ndarray:
     """Reflectance of every surface seen through every optical band, float32 ``[C, K]``."""
     curves = np.stack([curve(s) for s in surfaces], axis=1).astype(np.float32)  # [2251, K]

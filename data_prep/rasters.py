@@ -1,0 +1,100 @@
+"""GeoTIFFs cut into chips: what the sources that read rasters share."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+from dinov2.sensors import Band
+
+DATE_TAGS = ("datetime", "start_time", "ACQUISITION_DATE", "DATE_ACQUIRED", "TIFFTAG_DATETIME")
+STORED_NODATA = -32768  # of integer images whose baseline offset was taken off (0 is then a reflectance)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """``row``, ``column`` of a chip of ``size`` pixels in ``path`` (``size`` None: the whole raster)."""
+
+    path: Path
+    row: int = 0
+    column: int = 0
+    size: int | None = None
+
+    def window(self, raster: rasterio.DatasetReader) -> Window:
+        """The pixels of this chip; smaller than ``size`` where the raster ends."""
+        if self.size is None:
+            return Window(0, 0, raster.width, raster.height)
+        x, y = self.column * self.size, self.row * self.size
+        return Window(x, y, min(self.size, raster.width - x), min(self.size, raster.height - y))
+
+    def is_cut(self, raster: rasterio.DatasetReader) -> bool:
+        """Whether the raster ends inside the chip."""
+        window = self.window(raster)
+        return self.size is not None and (window.width, window.height) != (self.size, self.size)
+
+    @property
+    def suffix(self) -> str:
+        """What the key of a chip carries after the name of its raster."""
+        return "" if self.size is None else f"_r{self.row:03d}c{self.column:03d}"
+
+
+def chips(path: Path, size: int | None, shape: tuple[int, int]) -> Iterator[Chip]:
+    """All chips of a raster of ``shape`` (height, width), those that its edge cuts included."""
+    if size is None:
+        yield Chip(path)
+        return
+    for row in range(-(-shape[0] // size)):
+        for column in range(-(-shape[1] // size)):
+            yield Chip(path, row, column, size)
+
+
+def place(
+    raster: rasterio.DatasetReader, window: Window
+) -> tuple[tuple[float, float, float, float] | None, str | None]:
+    """Footprint and reference system of a window; (None, None) for a raster without one."""
+    if raster.crs is None:
+        return None, None
+    left, bottom, right, top = raster.window_bounds(window)
+    return (min(left, right), min(bottom, top), max(left, right), max(bottom, top)), raster.crs.to_string()
+
+
+def date_of(tags: Mapping[str, str]) -> str | None:
+    """ISO date from the tags that carry one, else None."""
+    for name in DATE_TAGS:
+        if match := re.match(r"(\d{4})[-:](\d{2})[-:](\d{2})", tags.get(name, "")):
+            return datetime.date(*map(int, match.groups())).isoformat()
+    return None
+
+
+def without_offset(stored: np.ndarray, offset: float, nodata: float | None) -> np.ndarray:
+    """int16 numbers less ``offset``, ``nodata`` becoming ``STORED_NODATA``; they saturate at 32767 (reflectance 3.3)."""
+    moved = np.clip(stored.astype(np.int32) - int(offset), STORED_NODATA + 1, 32767).astype(np.int16)
+    if nodata is not None:
+        moved[stored == nodata] = STORED_NODATA
+    return moved
+
+
+def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> int:
+    """Whole metres per pixel; the sensor's finest where the raster has no reference system in metres."""
+    if raster.crs is not None and raster.crs.is_projected:
+        return max(1, round(raster.res[0] * raster.crs.linear_units_factor[1]))
+    return max(1, round(min(b.gsd_m for b in bands)))
+
+
+def check_wavelength(path: Path, band: Band, tag: dict[str, str]) -> None:
+    """ValueError if a file's wavelength (nm or um) lies outside the band it is said to be."""
+    if "wavelength" not in tag or band.centre_nm is None:
+        return
+    unit = tag.get("wavelength_units", "nanometers").lower()
+    wavelength = float(tag["wavelength"]) * (1000.0 if unit.startswith(("um", "micro")) else 1.0)
+    if abs(wavelength - band.centre_nm) > (band.fwhm_nm or 0) / 2:
+        raise ValueError(
+            f"{path}: a band at {wavelength:g} nm is named {band.name}, which lies at {band.centre_nm:g} nm"
+        )
