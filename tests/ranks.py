@@ -13,9 +13,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# A server that has imported torch, and nothing else, forks the ranks: importing it in each takes seconds.
+mp.get_context("forkserver").set_forkserver_preload(["torch", "torch.distributed"])
 
-def _rank(rank: int, world: int, folder: str, timeout: float, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+
+def _rank(
+    rank: int, world: int, folder: str, timeout: float, environment: dict[str, str], fn: Callable[..., Any], args: Any
+) -> None:
+    os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")  # the server's is that of its start
     torch.set_num_threads(1)
     patience = datetime.timedelta(seconds=timeout)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=patience)
@@ -33,7 +38,8 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 1
     if world == 1:
         return [fn(*args)]
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(_rank, (world, folder, timeout, fn, args), nprocs=world, join=False)
+        settings = (world, folder, timeout, dict(os.environ), fn, args)
+        context = mp.start_processes(_rank, settings, nprocs=world, join=False, start_method="forkserver")
         deadline = time.monotonic() + timeout
         try:
             while not context.join(timeout=1.0):
