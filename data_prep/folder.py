@@ -2,8 +2,8 @@
 
 Every file must agree with what is said about it (bands, nodata, scale, wavelengths, resolution) or the run stops.
 
-Example: data_prep/main.py folder --src tiles --sensor enmap --drop-bad-bands --out data/enmap --chip 32
-         data_prep/main.py folder --src s2 --sensor sentinel2_l2a --bands B02,B03,B04 --date 2021-06-01 --out data/s2
+Example: python data_prep/main.py folder --src tiles --sensor enmap --drop-bad-bands --out data/enmap --chip 32
+         python data_prep/main.py folder --src s2 --sensor sentinel2_l1c --date 2021-06-01 --out data/s2
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether Sentinel-2 files carry +1000; by date if not given",
     )
     add("--chip", type=int, default=128, help="pixels per side (%(default)s); 0: whole files")
-    add("--labels", type=Path, help="folder of integer masks with the images' relative paths")
+    add("--labels", type=Path, help="folder of masks with the images' relative paths")
     add("--label-name", default="landcover", help="(%(default)s)")
     add("--label-classes", help="names with commas; a mask's number is the place in this list")
     add("--label-ignore", type=int, default=255, help="a mask's number without label (%(default)s)")
@@ -157,13 +157,13 @@ def _mask(path: Path, image: Path, chip: Chip, args: argparse.Namespace) -> np.n
         raise ValueError(f"{path}, the mask of {image}, is missing")
     classes = args.label_classes.split(",")
     with rasterio.open(path) as raster, rasterio.open(image) as reference:
-        if raster.count != 1 or raster.shape != reference.shape or np.dtype(raster.dtypes[0]).kind not in "iu":
-            raise ValueError(f"{path} is no mask of {image}: one integer band of {reference.shape} pixels is needed")
+        if raster.count != 1 or raster.shape != reference.shape:
+            raise ValueError(f"{path} is no mask of {image}: one band of {reference.shape} pixels is needed")
         mask = raster.read(1, window=chip.window(raster))
     strange = np.setdiff1d(mask, [*range(len(classes)), args.label_ignore])
     if strange.size:
         raise ValueError(f"{path} has the number {strange[0]}; --label-classes names {len(classes)} classes, from 0")
-    return mask
+    return mask.astype(np.int16)  # some sets store class numbers as floats
 
 
 @dataclass(frozen=True)

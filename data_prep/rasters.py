@@ -96,5 +96,5 @@ def check_wavelength(path: Path, band: Band, tag: dict[str, str]) -> None:
     wavelength = float(tag["wavelength"]) * (1000.0 if unit.startswith(("um", "micro")) else 1.0)
     if abs(wavelength - band.centre_nm) > (band.fwhm_nm or 0) / 2:
         raise ValueError(
-            f"{path}: a band at {wavelength:g} nm is named {band.name}, which lies at {band.centre_nm:g} nm"
+            f"{path}: a band at {wavelength:g} nm is called {band.name}, which is at {band.centre_nm:g} nm"
         )

@@ -9,18 +9,20 @@ import argparse
 import math
 import zlib
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
 from data_prep.common import Plan
 from data_prep.sandbox_world.conditions import draw_conditions, to_meta
 from data_prep.sandbox_world.geometry import Grid, average
-from data_prep.sandbox_world.land import draw_land
+from data_prep.sandbox_world.land import Land, changed, draw_land
 from data_prep.sandbox_world.layouts import COVERS, FOREST, SCENES, draw
 from data_prep.sandbox_world.render import View, by_resolution, image, look
 from dinov2.data.sample import Sample
-from dinov2.sensors import SENSORS
+from dinov2.sensors import SENSORS, Band, Sensor
 
 SPLITS = ("train", "val", "test")
 CRS, ORIGIN, COLUMNS = "EPSG:32631", (166_000.0, 4_900_000.0), 400  # where chip 0 of the world lies
@@ -31,6 +33,11 @@ LABELS = {
     "canopy_height": {"kind": "mask", "unit": "metre"},
     "mean_canopy_height": {"kind": "scalar", "unit": "metre"},
 }
+CHANGE_LABELS = {
+    "change": {"kind": "mask", "classes": ["unchanged", "changed"], "ignore": 255},
+    "changed": {"kind": "class", "classes": ["unchanged", "changed"], "ignore": -1},
+}
+CHANGE_PROBABILITY = 0.6  # of a sample with several dates
 
 
 def drawing_step(pixel_sizes: Sequence[int]) -> float:
@@ -47,9 +54,8 @@ def footprint(split: str, index: int, chip_m: int) -> tuple[float, float, float,
     return x, y, x + chip_m, y + chip_m
 
 
-def labels_of(view: View, scene: int, factor: int) -> dict:
-    """Scene class, majority land cover and mean canopy height at the finest sensor's pixels."""
-    land = view.land
+def labels_of(land: Land, scene: int, factor: int) -> dict[str, Any]:
+    """Scene class, majority land cover and mean canopy height on pixels of ``factor`` fine ones."""
     onehot = (land.layout.cover == np.arange(len(COVERS), dtype=np.uint8)[:, None, None]).astype(np.float32)
     canopy = average(np.where(land.layout.cover == FOREST, land.height, 0).astype(np.float32), factor)
     return {
@@ -60,34 +66,72 @@ def labels_of(view: View, scene: int, factor: int) -> dict:
     }
 
 
-def make(index: int, *, seed: int, split: str, sensors: tuple[str, ...], chip_m: int) -> Sample:
-    """Sample number ``index`` of a split."""
-    groups = [(SENSORS[name], gsd, bands) for name in sensors for gsd, bands in by_resolution(SENSORS[name]).items()]
-    sizes = [gsd for _, gsd, _ in groups]
-    step = drawing_step(sizes)
+@dataclass(frozen=True)
+class World:
+    """Everything that a sample is a function of, beside its index."""
 
-    def rng(what: str) -> np.random.Generator:
-        return np.random.default_rng([seed, SPLITS.index(split), index, zlib.crc32(what.encode())])
+    seed: int
+    split: str
+    sensors: tuple[str, ...]
+    chip_m: int
+    dates: int = 1
 
-    grid = Grid(round(chip_m / step), step, rng("land"))
-    scene = int(grid.rng.integers(len(SCENES)))
-    land = draw_land(draw(scene, grid), grid)
-    now = draw_conditions(rng("conditions"))
-    view = look(land, now, Grid(grid.n, step, rng("clouds")))
-    images, specs = {}, {}
-    for sensor, gsd, bands in groups:
-        spec, stored = image(view, sensor, gsd, bands, rng(f"{sensor.name} {gsd}"))
-        images[spec.key], specs[spec.key] = stored, spec
-    return Sample(
-        key=f"{split}_{seed}_{index:07d}",
-        images=images,
-        specs=specs,
-        times={key: [now.date] for key in images},
-        footprint=footprint(split, index, chip_m),
-        crs=CRS,
-        labels=labels_of(view, scene, round(min(sizes) / step)),
-        meta={"split": split, **to_meta(now)},
-    )
+    @property
+    def groups(self) -> list[tuple[Sensor, int, tuple[Band, ...]]]:
+        """The images of a sample: sensor, pixel size in metres, bands."""
+        return [(SENSORS[n], gsd, bands) for n in self.sensors for gsd, bands in by_resolution(SENSORS[n]).items()]
+
+    def rng(self, index: int, what: str) -> np.random.Generator:
+        """A generator for one purpose of one sample, independent of all others."""
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, zlib.crc32(what.encode())])
+
+    def land(self, index: int) -> tuple[int, Grid, Land]:
+        """Scene class, fine grid and land of a sample."""
+        step = drawing_step([gsd for _, gsd, _ in self.groups])
+        grid = Grid(round(self.chip_m / step), step, self.rng(index, "land"))
+        scene = int(grid.rng.integers(len(SCENES)))
+        return scene, grid, draw_land(draw(scene, grid), grid)
+
+    def views(self, index: int, grid: Grid, land: Land) -> tuple[list[View], np.ndarray]:
+        """The land at every date, in order of time, and where it changes from some date on (bool ``[n, n]``)."""
+        conditions = sorted(
+            (draw_conditions(self.rng(index, f"date {t}")) for t in range(self.dates)), key=attrgetter("date")
+        )
+        rng, where = self.rng(index, "change"), np.zeros((grid.n, grid.n), bool)
+        lands = [land] * self.dates
+        if self.dates > 1 and rng.random() < CHANGE_PROBABILITY:
+            after, where = changed(land, replace(grid, rng=rng))
+            since = int(rng.integers(1, self.dates))
+            lands[since:] = [after] * (self.dates - since)
+        sky = [replace(grid, rng=self.rng(index, f"clouds {t}")) for t in range(self.dates)]
+        return [look(*each) for each in zip(lands, conditions, sky, strict=True)], where
+
+    def sample(self, index: int) -> Sample:
+        """Sample number ``index``: ``[C, h, w]`` per image, or ``[T, C, h, w]`` for several dates."""
+        scene, grid, land = self.land(index)
+        views, change = self.views(index, grid, land)
+        images, specs = {}, {}
+        for sensor, gsd, bands in self.groups:
+            rng = self.rng(index, f"{sensor.name} {gsd}")
+            rendered = [image(view, sensor, gsd, bands, rng) for view in views]
+            spec = rendered[0][0]
+            specs[spec.key] = spec
+            images[spec.key] = np.stack([stored for _, stored in rendered]) if self.dates > 1 else rendered[0][1]
+        factor = round(min(gsd for _, gsd, _ in self.groups) / grid.step)
+        labels = labels_of(land, scene, factor)
+        if self.dates > 1:
+            mask = average(change.astype(np.float32), factor) >= 0.5
+            labels |= {"change": mask.astype(np.uint8), "changed": int(mask.any())}
+        return Sample(
+            key=f"{self.split}_{self.seed}_{index:07d}",
+            images=images,
+            specs=specs,
+            times={key: [view.now.date for view in views] for key in images},
+            footprint=footprint(self.split, index, self.chip_m),
+            crs=CRS,
+            labels=labels,
+            meta={"split": self.split, "conditions": [to_meta(view.now) for view in views]},
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,13 +143,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensors", default="sentinel2_l2a,sentinel1_rtc", help="names from configs/sensors, with commas"
     )
     parser.add_argument("--chip-m", type=int, default=660, help="side of a chip in metres (%(default)s)")
+    parser.add_argument("--dates", type=int, default=1, help="acquisitions per sample; from 2 on some land changes")
 
 
 def plan(args: argparse.Namespace) -> Plan:
     """The samples that a command line asks for."""
     sensors = tuple(args.sensors.split(","))
-    if args.samples < 1 or args.seed < 0:
-        raise ValueError(f"--samples {args.samples} must be at least 1 and --seed {args.seed} at least 0")
+    if args.samples < 1 or args.dates < 1 or args.seed < 0:
+        raise ValueError("--samples and --dates must be at least 1, --seed at least 0")
     for name in sensors:
         groups = by_resolution(SENSORS[name])
         if not groups:
@@ -115,5 +160,6 @@ def plan(args: argparse.Namespace) -> Plan:
         for gsd in groups:
             if args.chip_m % gsd:
                 raise ValueError(f"--chip-m {args.chip_m} is no multiple of the {gsd} m pixels of sensor {name!r}")
-    world = {"seed": args.seed, "split": args.split_name, "sensors": sensors, "chip_m": args.chip_m}
-    return Plan(range(args.samples), partial(make, **world), LABELS, {"source": "sandbox", **world}, "CC0-1.0")
+    world = World(args.seed, args.split_name, sensors, args.chip_m, args.dates)
+    labels = LABELS | (CHANGE_LABELS if args.dates > 1 else {})
+    return Plan(range(args.samples), world.sample, labels, {"source": "sandbox", **asdict(world)}, "CC0-1.0")

@@ -8,7 +8,7 @@ Sentinel-2 offsets are not consistent in this set: neither the date nor the prod
 at 969 in one scene (of 2020) and at 1-257 in the others, two of which have the offset in L1C. ``detect`` decides so for
 each file; ``remove`` and ``none`` decide for all of them.
 
-Example: data_prep/main.py terramesh --src terramesh --out data/terramesh --chip 32 --baseline-offset detect
+Example: python data_prep/main.py terramesh --src terramesh --out data/terramesh --chip 32 --baseline-offset detect
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def plan(args: argparse.Namespace) -> Plan:
     for folder in folders:
         if lacking := sorted(set.union(*names.values()) - names[folder]):
             raise ValueError(
-                f"{args.src / folder / lacking[0]} is missing: every scene needs all of {', '.join(folders)}"
+                f"{args.src / folder / lacking[0]} is missing: scenes need all of {', '.join(folders)}"
             )
     scenes = sorted(names[folders[0]])
     offsets = {

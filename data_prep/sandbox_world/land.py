@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_prep.sandbox_world.conditions import Conditions
-from data_prep.sandbox_world.geometry import PARCELS, Grid, blurred
+from data_prep.sandbox_world.geometry import PARCELS, Grid, blurred, lowest
 from data_prep.sandbox_world.layouts import BARE, BUILT, COVERS, CROP, FOREST, MEADOW, WATER, Layout
 from data_prep.sandbox_world.spectra import SURFACES, K
 
@@ -71,6 +71,20 @@ def draw_land(layout: Layout, grid: Grid) -> Land:
         turbidity=float(rng.beta(0.6, 0.8)),
         garden=float(rng.uniform(0.1, 0.5)),
     )
+
+
+# what becomes of what: clear-cut, construction, flood
+CHANGES = ((FOREST, BARE), (CROP, BUILT), (MEADOW, BUILT), (CROP, WATER), (MEADOW, WATER), (BARE, BUILT))
+
+
+def changed(land: Land, grid: Grid) -> tuple[Land, np.ndarray]:
+    """The land after one event of ``CHANGES``, and where it happened, bool ``[n, n]`` (all False: no such cover)."""
+    patch = lowest(grid.noise(100.0) + 0.3 * grid.noise(30.0), grid.rng.uniform(0.15, 0.35))
+    before, after = CHANGES[grid.rng.integers(len(CHANGES))]
+    where = patch & (land.layout.cover == before)
+    cover = np.where(where, after, land.layout.cover).astype(np.uint8)
+    height = np.where(where, 4.0 if after == BUILT else 0.0, land.height).astype(np.float32)
+    return replace(land, layout=replace(land.layout, cover=cover), height=height), where
 
 
 def season(day: int, start: float, end: float, width: float = 12.0) -> float:
