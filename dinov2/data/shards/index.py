@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         "bounds": pa.list_(pa.float64()),  # min x, min y, max x, max y in crs
     }
 )
+COLUMNS = ["name", "samples", "bytes", "sha256", "sidecar_bytes"]  # what reading needs; the rest is for catalogues
 
 
 def sidecar_name(shard: str) -> str:
@@ -104,8 +105,8 @@ def read_index(folder: str | Path) -> Part:
     folder = str(folder).rstrip("/")
     path = f"{folder}/{INDEX}"
     try:
-        table = pq.read_table(io.BytesIO(storage.read_file(path)))
-    except FileNotFoundError:
+        table = pq.ParquetFile(io.BytesIO(storage.read_file(path))).read(COLUMNS)
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{path} is absent: not a shard set, or its preparation was not finished (run the same command again)"
         ) from None

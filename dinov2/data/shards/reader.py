@@ -69,6 +69,11 @@ class ShardSet:
     def __len__(self) -> int:
         return int(self.counts.sum())
 
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return int(sum(part.bytes.sum() for part in self.parts))
+
     @cached_property
     def images(self) -> dict[str, list[ImageSpec]]:
         """Image key -> its distinct specs."""

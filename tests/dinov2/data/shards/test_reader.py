@@ -40,6 +40,7 @@ def test_several_sets_are_one(tmp_path):
     keys = [shards.read(s, i).key for s, n in enumerate(shards.counts) for i in range(n)]
     assert keys == [f"s{i:04d}" for i in [*range(7), *range(100, 105)]]
     assert keys == [k for s in range(6) for k in shards.keys(s)]
+    assert shards.bytes == sum(path.stat().st_size for path in tmp_path.glob("*/*.tar"))
     assert shards.images[S2.key] == [S2] and len(shards.images[S1.key]) == 1
     single = [ShardSet.open(tmp_path / n).stats["sentinel2_l2a", "B02"].count for n in "ab"]
     assert shards.stats["sentinel2_l2a", "B02"].count == sum(single)
