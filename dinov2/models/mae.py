@@ -6,6 +6,8 @@ reconstructed together, Q pixels of such a group in one patch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +19,17 @@ NORM_PIX_EPS = 1e-6
 
 
 class MAEDecoder(nn.Module):
-    """A light transformer that fills hidden patches in; parameter names as in the original release."""
+    """A light transformer that fills hidden patches in; parameter names as in the original release.
 
-    def __init__(self, embed_dim: int, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    ``block_options``: Block's (``mlp_ratio``, ``qkv_bias``, ``norm_eps``, ...).
+    """
+
+    def __init__(self, embed_dim: int, dim: int, depth: int, num_heads: int, **block_options: Any) -> None:
         super().__init__()
         self.decoder_embed = nn.Linear(embed_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.decoder_blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
-        self.decoder_norm = nn.LayerNorm(dim, 1e-6)
+        self.decoder_blocks = nn.ModuleList(Block(dim, num_heads, **block_options) for _ in range(depth))
+        self.decoder_norm = nn.LayerNorm(dim, block_options.get("norm_eps", 1e-6))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, cls: Tensor, patches: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:

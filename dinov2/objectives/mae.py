@@ -47,7 +47,8 @@ class MAE(Objective):
         super().__init__()
         patch, embed = encoder.patch_size, encoder.patch_embed
         self.encoder, self.norm_pix, self.target_bands = encoder, norm_pix, target_bands
-        self.decoder = MAEDecoder(encoder.embed_dim, decoder_dim, decoder_depth, decoder_heads)
+        like_encoder = {k: encoder.config[k] for k in ("mlp_ratio", "qkv_bias", "norm_eps") if k in encoder.config}
+        self.decoder = MAEDecoder(encoder.embed_dim, decoder_dim, decoder_depth, decoder_heads, **like_encoder)
         self.mask = MaskSpec("random", patch, mask_ratio)
         if isinstance(embed, ConvPatchEmbed):
             self.head: FixedBandHead | ChannelHead = FixedBandHead(decoder_dim, patch, embed.in_chans)
