@@ -1,10 +1,10 @@
 """Broad bands simulated from a hyperspectral image (Panopticon's CHN_SIM, Waldmann et al. 2025).
 
 A target band with Gaussian response (mu, sigma) is a weighted sum of the image's narrow bands, whose responses are
-Gaussians as well. The weight of band c is the overlap of both responses, ``integral(g_c g_t)``, in closed form: the
-product of two Gaussians integrates to a Gaussian of the distance with the summed variance. The published form divides
-by ``integral(g_t)`` only, so that the weights sum to the density of bands instead of one and a flat spectrum is not
-kept; here they are divided by their sum.
+Gaussians of unit area. The weight of band c is the overlap ``integral(g_c g_t)``, in closed form (a Gaussian of the
+distance with the summed variance), times the piece of the spectrum for which the band stands, and the weights are
+divided by their sum: a flat spectrum is kept and a linear one has its value at mu. docs/decisions/0005-views.md
+compares this with the published weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SIGMA = (5.0, 40.0)  # nm
 WINDOWS = ((418.0, 1282.0), (1530.0, 1728.0), (1977.0, 2445.0))  # nm, between the water absorption bands
 REACH = 3.0  # a target lies within its window up to this many sigma
 THRESHOLD = 1e-5  # smaller weights are dropped
+MAX_EXTENT = 2 * FWHM_PER_SIGMA  # of a band in units of its sigma
 
 
 def is_hyperspectral(spec: ImageSpec) -> bool:
@@ -41,8 +42,12 @@ def draw_targets(centres: np.ndarray, count: int, rng: np.random.Generator) -> n
 
 def responses(targets: np.ndarray, centres: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """``[K, C]`` float32 weights, rows sum to one, of source bands (centre, sigma in nm) in targets (mu, sigma)."""
+    order = np.argsort(centres)  # cameras may overlap: a band reaches half way to its neighbours, whichever camera's
+    extent = np.empty_like(centres)
+    extent[order] = np.gradient(centres[order])
+    extent = np.minimum(extent, MAX_EXTENT * sigmas)  # what lies in a gap was not seen
     variance = targets[:, 1:] ** 2 + sigmas**2  # [K, C]
-    weights = np.exp(-((targets[:, :1] - centres) ** 2) / (2 * variance)) / np.sqrt(variance)
+    weights = extent * np.exp(-((targets[:, :1] - centres) ** 2) / (2 * variance)) / np.sqrt(variance)
     weights /= weights.sum(1, keepdims=True)
     weights[weights < THRESHOLD] = 0
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

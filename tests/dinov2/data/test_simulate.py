@@ -31,24 +31,31 @@ def test_a_flat_spectrum_stays_flat():
 
 
 def test_weights_are_the_overlap_integrals_of_the_responses():
-    """Against the integral on a grid; source responses have unit area, since a band's value is its mean radiance."""
+    """Against the integral on a grid, for evenly spaced bands, each of which stands for as much of the spectrum."""
+    centres, sigmas = np.arange(400.0, 2500.0, 7.0), np.linspace(2.0, 5.0, 300)
     targets = np.array([[560.0, 15.0], [865.0, 8.0], [2200.0, 40.0]])
     nm = np.arange(300.0, 2700.0, 0.25)
 
     def gaussian(mu, sigma):
         return np.exp(-((nm - mu) ** 2) / (2 * sigma**2))
 
-    source = np.stack([gaussian(*b) / b[1] for b in zip(CENTRES, SIGMAS, strict=True)])
+    source = np.stack([gaussian(*b) / b[1] for b in zip(centres, sigmas, strict=True)])
     overlap = np.stack([source @ gaussian(*t) for t in targets])
     expected = overlap / overlap.sum(1, keepdims=True)
-    assert np.allclose(responses(targets, CENTRES, SIGMAS), expected, atol=2e-4)
+    assert np.allclose(responses(targets, centres, sigmas), expected, atol=2e-4)
 
 
-def test_a_linear_spectrum_gives_the_value_at_the_target():
-    even = np.arange(400.0, 2500.0, 6.5)
-    targets = draw_targets(even, 100, np.random.default_rng(1))
-    value = responses(targets, even, np.full(len(even), 3.0)) @ even
-    assert np.abs(value - targets[:, 0]).max() < 0.5  # nm
+def test_a_linear_spectrum_has_its_value_at_the_target():
+    """Also where EnMAP's two cameras overlap and the bands lie twice as dense."""
+    targets = draw_targets(CENTRES, 2000, np.random.default_rng(1))
+    assert ((targets[:, 0] > 902) & (targets[:, 0] < 993)).any()
+    assert np.abs(responses(targets, CENTRES, SIGMAS) @ CENTRES - targets[:, 0]).max() < 0.5  # nm
+
+
+def test_a_gap_is_not_filled_by_the_bands_beside_it():
+    centres = np.delete(np.arange(400.0, 2500.0, 10.0), np.arange(40, 60))  # nothing between 790 and 1000 nm
+    weights = responses(np.array([[760.0, 10.0]]), centres, np.full(len(centres), 4.0))[0]
+    assert abs(weights @ centres - 760) < 0.5 and weights[centres > 900].sum() == 0
 
 
 def test_ids_and_which_images_are_hyperspectral():
