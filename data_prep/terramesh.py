@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def carried_offset(path: Path, choice: str) -> int:
-    """What a Sentinel-2 file carries added to its numbers, 1000 or 0 (``detect``: judged by the lowest valid number)."""
+    """What a Sentinel-2 file carries added to its numbers: 1000 or 0 (``detect``: by the lowest valid number)."""
     if choice != "detect":
         return BASELINE_OFFSET if choice == "remove" else 0
     with rasterio.open(path) as raster:

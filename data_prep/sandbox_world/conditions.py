@@ -55,7 +55,7 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         cloud_cover=float(rng.uniform(0.02, 0.14)) if rng.random() < 0.18 else 0.0,
         moisture=float(rng.random()),
         wind_db=float(rng.gamma(1.5, 2.0)),
-        snow_cover=float(rng.uniform(0.3, 0.95)) if rng.random() < 0.2 and winter else 0.0,
+        snow_cover=float(rng.uniform(0.2, 0.7)) if rng.random() < 0.2 and winter else 0.0,
     )
 
 
