@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from dinov2.cli import run  # noqa: E402
 from dinov2.models import build_encoder  # noqa: E402
 from dinov2.models.spectral import SpectralPatchEmbed  # noqa: E402
 from tests.dinov2.models.reference import PublishedPatchEmbed  # noqa: E402
@@ -108,13 +109,13 @@ def share(images: int, channels: int, rounds: int) -> tuple[str, bool]:
     return line, part / whole <= MAX_SHARE
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Print the table; exit code 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="C = 3 and 10 only, one round")
     parser.add_argument("--channels", type=int, nargs="+", choices=list(ROWS), help="these rows only")
     parser.add_argument("--rounds", type=int, default=2, help="alternations; the least time counts")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rounds = 1 if args.quick else args.rounds
     good = True
@@ -129,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
