@@ -70,7 +70,7 @@ def problems(module: str, tree: ast.AST) -> Iterator[str]:
                 yield f"{called}(): the device is decided in one place"
             if keywords.get("strict") == "False" and called not in ("zip", "map"):
                 yield f"{called}(strict=False)"
-            if called in ("pickle.load", "pickle.loads"):
+            if called in ("pickle.load", "pickle.loads") and not module.startswith("tests."):
                 yield f"{called}: a pickle can run code; read it with a restricted Unpickler"
             if called == "torch.load" and keywords.get("weights_only") != "True":
                 yield "torch.load without weights_only=True"

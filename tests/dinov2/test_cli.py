@@ -34,7 +34,7 @@ def test_success_keeps_the_output_and_the_code(tmp_path: Path) -> None:
         ("raise ValueError('sensor x has no band y;\\n  known: z')", "error: sensor x has no band y; known: z"),
         ("raise FloatingPointError('loss is nan at step 3')", "error: loss is nan at step 3"),
         ("open('/no/such/file')", "error: /no/such/file: No such file or directory"),
-        ("open('/dev/full', 'w', buffering=1).write('x\\n')", "error: No space left on device"),
+        ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", "error: No space left on device"),
         ("os.mkdir('/proc/x')", "error: /proc/x: No such file or directory"),
         ("raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), 'out')", "error: out: Permission denied"),
         ("OmegaConf.create({'a': '${nothere}'}).a", "error: Interpolation key 'nothere' not found full_key: a"),
