@@ -14,15 +14,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor, nn
 
+from dinov2.config import fingerprint
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
 from dinov2.models import build_encoder
-from dinov2.models.export import load_export
+from dinov2.models.export import load_export, read_export_info
 from dinov2.sensors import suggest
 
 FINAL = "model_final.safetensors"
@@ -46,10 +48,16 @@ class PixelStats(nn.Module):
 class Frozen(nn.Module):
     """A vision transformer that is only looked at."""
 
+    encoder: Any
+
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
-        self.depth = len(encoder.blocks)  # type: ignore[arg-type]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.encoder.blocks)
 
     def pooled(self, x: View) -> dict[str, Tensor]:
         """Every pooling of the linear grid from one pass; ``cls`` equals the encoder's own output."""
@@ -145,19 +153,19 @@ def trained(obj: str) -> Model:
 def random_floor(target: str, seed: int) -> Model:
     """``random:RUN`` or ``random:ARCHITECTURE?key=value&key=value``: the weights depend on ``seed`` alone."""
     if target and Path(target).exists():
-        source, info = load_export(export_path(target))
-        config, normalisation = source.config, Normalisation.from_dict(info["normalisation"])
+        header = read_export_info(export_path(target))
+        config, normalisation = header["encoder"], Normalisation.from_dict(header["normalisation"])
     else:
         architecture, _, query = target.partition("?")
         config, normalisation = {"name": architecture, **options(query, target)}, None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = build_encoder(**config)
-    digest = hashlib.sha256(repr((sorted(config.items()), seed)).encode()).hexdigest()[:12]
+    digest = fingerprint([config, normalisation.to_dict() if normalisation else None, seed])
     return Model(name_of(f"random:{target}"), "floor", digest, Frozen(encoder), normalisation)
 
 
-def options(query: str, target: str) -> dict[str, object]:
+def options(query: str, target: str) -> dict[str, Any]:
     """``a=1&b=x`` as a dictionary; numbers and booleans as in YAML."""
     pairs = [p.partition("=") for p in query.split("&") if p]
     if any(not value for _, _, value in pairs):

@@ -99,7 +99,7 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
         ignored=dataset.ignored,
         classes=list(dataset.classes),
         seconds=round(time.perf_counter() - start, 2),
-        **identity,
+        **identity,  # type: ignore[typeddict-item]
         **scores,
     )
     cell.file.write(row)
@@ -112,12 +112,11 @@ def plan(models: Sequence[str], evaluations: Sequence[schema.Evaluation], output
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"two models are called {', '.join(twice)}: evaluate them in separate calls")
-    homes = {obj: home_of(obj) for obj in models}
     shared = output or default_output(models)
     cells = []
     for obj, name in zip(models, names, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        home = homes[obj] if output is None and homes[obj] else shared / slug
+        home = (None if output else home_of(obj)) or shared / slug
         for seed in dict.fromkeys(s for e in evaluations for s in e.seeds):
             for e in sorted(evaluations, key=lambda e: repr(sorted(e.dataset.items()))):
                 if seed in e.seeds:

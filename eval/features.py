@@ -20,7 +20,7 @@ VIEW = "image"  # the name of a full view in a batch
 
 @dataclass(frozen=True)
 class Features:
-    """``pooled[split][pooling]`` is ``[N, D]``; how the pixels were standardised, and the side of the input in pixels."""
+    """``pooled[split][pooling]`` is ``[N, D]``; how pixels were standardised, and the side of the input in pixels."""
 
     pooled: dict[str, dict[str, Tensor]]
     normalisation: str

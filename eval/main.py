@@ -10,6 +10,7 @@ fails is recorded with its traceback, the rest goes on, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,13 @@ from rich.table import Table  # noqa: E402
 
 from dinov2 import cli, distributed, env  # noqa: E402
 from eval import schema  # noqa: E402
-from eval.encoders import expand_models, home_of, load_model  # noqa: E402
+from eval.encoders import expand_models, home_of, load_model, name_of  # noqa: E402
 from eval.engine import Bench, collect, default_output, evaluate, plan, run  # noqa: E402
 from eval.pictures import patch_gallery  # noqa: E402
 from eval.report import write_report  # noqa: E402
 from eval.results import Row, percent, summarise, verdicts, write_tables  # noqa: E402
+
+PATIENCE = datetime.timedelta(days=7)  # ranks wait for the slowest one's cells
 
 __all__ = ["evaluate", "main"]
 
@@ -48,12 +51,14 @@ def show(rows: Sequence[Row], failed: Sequence[str]) -> None:
 def report(
     models: Sequence[str], evaluations: Sequence[schema.Evaluation], rows: Sequence[Row], output: Path, bench: Bench
 ) -> None:
-    """``report.html``: the rows, the runs' curves, and the patch features of the first two models that have some."""
+    """``report.html``: the rows, the runs' curves, and the models' patch features on the first dataset."""
     runs = [home.parent for home in map(home_of, models) if home]
     gallery = None
     if rows:
-        seen = [load_model(obj, bench.device) for obj in models if obj != "pixelstats"][:2]
-        gallery = patch_gallery(seen, bench.dataset(evaluations[0].dataset), bench.device)
+        scored = {row["model"] for row in rows}
+        seen = [load_model(obj, bench.device) for obj in models if name_of(obj) in scored]
+        first = next(e for e in evaluations if e.name == rows[0]["config"])
+        gallery = patch_gallery(seen, bench.dataset(first.dataset), bench.device)
     write_report(output / "report.html", rows, runs, gallery)
 
 
@@ -75,7 +80,7 @@ def main(argv: list[str]) -> int:
     evaluations = [schema.load(path, args.overrides) for path in schema.expand_configs(args.config_obj)]
     cells = plan(models, evaluations, args.output_dir)
     output = args.output_dir or default_output(models)
-    distributed.init()
+    distributed.init(timeout=PATIENCE)
     try:
         bench = Bench(distributed.device())
         run(cells, bench, (distributed.rank(), distributed.world()))
@@ -86,7 +91,7 @@ def main(argv: list[str]) -> int:
             show(rows, failed)
             report(models, evaluations, rows, output, bench)
             print(f"tables and report: {output}")
-        distributed.barrier()
+        distributed.barrier()  # torchrun would kill the rank that writes as soon as another one exits with 1
     finally:
         distributed.teardown()
     return 1 if failed else 0

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,11 +16,13 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from dinov2.data.batch import View
+from dinov2.data.stats import Normalisation
 from eval.datasets import EvalDataset, Split
 from eval.encoders import Frozen, Model
 from eval.features import VIEW, batches, joined_normalisation
 
 RGB_NM = (665, 560, 490)  # wavelengths of a true-colour picture
+GAMMA = 0.7  # brightens the dark half, where most of the land lies
 COLOURS = ("#0b5c8a", "#c4622d", "#3f7d4e", "#7a4e9c", "#8a7a2b")
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
@@ -32,13 +35,13 @@ def data_uri(content: bytes, kind: str) -> str:
 def png(image: np.ndarray) -> str:
     """``[H, W, 3]`` in [0, 1] as a data address."""
     buffer = io.BytesIO()
-    imsave(buffer, (255 * image).round().astype(np.uint8), format="png", metadata={"Software": None})
+    imsave(buffer, (255 * image).round().astype(np.uint8), format="png", metadata={"Software": ""})
     return data_uri(buffer.getvalue(), "image/png")
 
 
 def chart(curves: Mapping[str, Curve], title: str) -> str:
     """Curves by name over the step, as an SVG data address."""
-    style = {"svg.hashsalt": title, "font.family": "DejaVu Sans", "font.size": 9, "axes.edgecolor": "#9aa5ab"}
+    style: Any = {"svg.hashsalt": title, "font.family": "DejaVu Sans", "font.size": 9, "axes.edgecolor": "#9aa5ab"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.2, 2.3), layout="constrained")
         axes = figure.add_subplot()
@@ -58,25 +61,30 @@ def chart(curves: Mapping[str, Curve], title: str) -> str:
 
 
 def stretch(images: Tensor) -> np.ndarray:
-    """``[B, 3, h, w]`` to ``[B, h, w, 3]`` in [0, 1] between the 2nd and 98th percentile of every channel of all images."""
+    """``[B, 3, h, w]`` to ``[B, h, w, 3]`` in [0, 1]: each channel between its 2nd and 98th percentile."""
     flat = images.transpose(0, 1).flatten(1)  # [3, B*h*w]
-    low, high = (torch.quantile(flat, q, dim=1).view(1, 3, 1, 1) for q in (0.02, 0.98))
+    low, high = np.quantile(flat.numpy(), (0.02, 0.98), axis=1)
+    low, high = (torch.from_numpy(x).view(1, 3, 1, 1) for x in (low, high))
     return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def true_colour(view: View) -> np.ndarray:
-    """``[B, H, W, 3]`` in [0, 1] of the bands nearest to red, green and blue; the first band in grey without optics."""
+def true_colour(view: View, bands: Sequence[str], norm: Normalisation) -> np.ndarray:
+    """``[B, H, W, 3]`` in [0, 1]: the bands nearest to red, green and blue under one stretch, so that hues are kept.
+
+    ``bands`` are the view's channels as ``sensor/band``. Without optical bands: the first band in grey.
+    """
     ids = view["chn_ids"][0].cpu()
     optical = (ids > 0).nonzero().flatten()
-    if len(optical):
-        channels = [int(optical[(ids[optical] - nm).abs().argmin()]) for nm in RGB_NM]
-    else:
-        channels = [0, 0, 0]
-    return stretch(view["imgs"][:, channels].float().cpu())
+    channels = [int(optical[(ids[optical] - nm).abs().argmin()]) for nm in RGB_NM] if len(optical) else [0, 0, 0]
+    table = [norm.table[sensor][band] for sensor, band in (bands[c].split("/") for c in channels)]
+    mean, std = torch.tensor(table).T.reshape(2, 1, 3, 1, 1)
+    physical = view["imgs"][:, channels].float().cpu() * std + mean  # [B, 3, H, W]
+    low, high = np.quantile(physical.numpy(), (0.01, 0.97))
+    return ((physical - low) / (high - low)).clamp(0, 1).pow(GAMMA).permute(0, 2, 3, 1).numpy()
 
 
 def pca_colours(features: Tensor) -> np.ndarray:
-    """``[B, D, h, w]`` to ``[B, h, w, 3]``: the three principal components of all patches together, as red, green, blue."""
+    """``[B, D, h, w]`` to ``[B, h, w, 3]``: first three principal components of all patches together, as colours."""
     b, d, h, w = features.shape
     x = features.float().cpu().permute(0, 2, 3, 1).reshape(-1, d)  # [B*h*w, D]
     x = x - x.mean(0)
@@ -106,6 +114,6 @@ def patch_gallery(models: Sequence[Model], dataset: EvalDataset, device: torch.d
         norm, _ = joined_normalisation(model, dataset)
         (batch,) = batches(rows, dataset, norm, device, batch_size=count, workers=0)
         view = batch.views[VIEW]
-        columns.setdefault("true colour", [png(x) for x in true_colour(view)])
+        columns.setdefault("true colour", [png(x) for x in true_colour(view, dataset.band_names, norm)])
         columns[model.name] = [png(x) for x in pca_colours(model.maps(view)[-1])]
     return Gallery([dataset.classes[c] for c in rows.labels.tolist()], columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def write_report(path: Path, rows: Sequence[Row], runs: Sequence[Path] = (), gal
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["breakable"] = lambda text: re.sub(r"(?<=[:/_-])", "\u200b", text)  # narrow columns
     environment.filters["percent"] = lambda x: "–" if x is None or np.isnan(x) else f"{100 * x:.1f}"
     page = environment.get_template("report.html").render(
         title=", ".join(run.name for run in runs) or "Floors",

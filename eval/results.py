@@ -167,7 +167,8 @@ class Verdict:
 
     def __str__(self) -> str:
         how = "beats" if self.wins else "does NOT beat"
-        return f"{self.config}: {self.model} {how} {self.floor} by more than the intervals ({100 * self.margin:+.1f} points)"
+        by = f"by more than the intervals ({100 * self.margin:+.1f} points)"
+        return f"{self.config}: {self.model} {how} {self.floor} {by}"
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:

@@ -79,10 +79,9 @@ def part(
 ) -> tuple[str, type, Any]:
     """The schema field of ``key``: the options of the function that ``key.name`` chooses."""
     names = [layer.get(key, {}).get("name") for layer in layers]
-    name = next((n for n in reversed(names) if n is not None), None)
+    name = next((n for n in reversed(names) if n is not None), "")
     if name not in table:
-        hint = suggest(name, list(table)) if name else ""
-        raise ValueError(f"{origin}: {key}.name is {name!r}{hint}; known: {', '.join(table)}")
+        raise ValueError(f"{origin}: {key}.name is {name!r}{suggest(name, list(table))}; known: {', '.join(table)}")
     options = config.signature_schema(key.title(), table[name])
     chosen = make_dataclass(key.title(), [("name", str, field(default=name))], bases=(options,), kw_only=True)
     return key, chosen, MISSING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def shards(
     *,
     root: str,
     label: str,
+    title: str | None = None,
     val_root: str | None = None,
     test_root: str | None = None,
     split_by: str = "key",
@@ -27,7 +29,7 @@ def shards(
     images: list[str] | None = None,
     bands: list[str] | None = None,
     size: int | None = None,
-    ignore: int = -1,
+    ignore: tuple[int, ...] = (-1,),
     classes: list[str] | None = None,
 ) -> EvalDataset:
     """Classification of whole samples by ``labels[label]``.
@@ -35,8 +37,10 @@ def shards(
     The training samples lie in ``root``. Validation and test samples lie in ``val_root`` and ``test_root``; a split
     without a root of its own is cut from ``root``: by the field ``split_by`` (``key`` or ``meta.NAME``), whose values
     are listed in ``val`` and ``test``, or assigned by a stable hash where these are fractions. Samples that share a
-    value are never separated, so a field that names the place keeps neighbours together. ``images`` are image keys or
-    sensor names (None: all of the set). Samples without the label, or with ``ignore``, are left out and counted.
+    value are never separated, so a field that names the place keeps neighbours together. ``title`` names the dataset
+    in tables (None: ``FOLDER/label``). ``images`` are image keys or
+    sensor names (None: all of the set). Samples without the label, or with one of ``ignore``, are left
+    out and counted.
     """
     roots = {"train": root, "val": val_root, "test": test_root}
     sets = {name: ShardSet.open(expand(path)) for name, path in roots.items() if path}
@@ -50,21 +54,23 @@ def shards(
             for index in range(int(count)):
                 sample = source.read(shard, index, images={smallest}, labels=())
                 value = label_value(sample, label, owner)
-                if value is None or value == ignore:
+                if value is None or value in ignore:
                     ignored += 1
                 else:
                     split = rule(sample) if owner == "train" else owner
                     found[split].append((sample.key, value, shard, index))
+    if not any(found.values()):
+        raise ValueError(f"no sample of {root} has the label {label!r}; it has {', '.join(sorted(sample.labels))}")
     keys = {spec.key for spec in specs}
     splits = {}
     for name, rows in found.items():
         source = sets.get(name, sets["train"])
         splits[name] = Split(
-            [r[0] for r in rows], [r[1] for r in rows], reader(source, [(r[2], r[3]) for r in rows], keys)
+            [r[0] for r in rows], [r[1] for r in rows], Reader(source, [(r[2], r[3]) for r in rows], keys)
         )
     names = class_names(sets["train"], label, classes, max((r[1] for rows in found.values() for r in rows), default=0))
     digest = hashlib.sha256(repr([(n, s.digest) for n, s in sets.items()]).encode()).hexdigest()[:12]
-    title = f"{Path(root).name}/{label}"
+    title = title or f"{Path(root).name}/{label}"
     return EvalDataset(title, names, splits, specs, tuple(bands) if bands else None, size, digest, ignored)
 
 
@@ -137,11 +143,14 @@ def class_names(source: ShardSet, label: str, given: Sequence[str] | None, highe
     return tuple(given or stored or (str(i) for i in range(highest + 1)))
 
 
-class reader:  # noqa: N801 - a function that loader processes can pickle
-    """``read(i)``: the i-th sample with the images that are shown."""
+@dataclass(frozen=True)
+class Reader:
+    """``reader(i)``: the i-th sample with the images that are shown; loader processes can pickle it."""
 
-    def __init__(self, source: ShardSet, addresses: list[tuple[int, int]], images: set[str]) -> None:
-        self.source, self.addresses, self.images = source, addresses, images
+    source: ShardSet
+    addresses: list[tuple[int, int]]
+    images: set[str]
 
     def __call__(self, i: int) -> Sample:
-        return self.source.read(*self.addresses[i], images=self.images)
+        """Read sample ``i``."""
+        return self.source.read(*self.addresses[i], images=self.images, labels=())

@@ -1,0 +1,117 @@
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from dinov2.data.stats import Normalisation, image_stats, merge_stats
+from eval.datasets import build_dataset
+from eval.datasets.shards import split_rule
+
+
+def options(shards, **changes):
+    return {"name": "shards", "root": str(shards), "label": "scene", "split_by": "meta.place", **changes}
+
+
+def places(dataset, split):
+    return {dataset.splits[split][i].meta["place"] for i in range(len(dataset.splits[split]))}
+
+
+def test_every_sample_once_and_neighbours_together(shards):
+    dataset = build_dataset(options(shards))
+    keys = [key for split in dataset.splits.values() for key in split.keys]
+    assert sorted(keys) == [f"s{i:04d}" for i in range(96)]
+    parts = [places(dataset, name) for name in ("train", "val", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+    assert dataset.classes == ("dark", "bright", "striped")
+
+
+def test_labels_belong_to_their_samples(shards):
+    split = build_dataset(options(shards)).splits["train"]
+    assert [split[i].labels["scene"] for i in range(len(split))] == split.labels.tolist()
+
+
+def test_listed_values(shards):
+    dataset = build_dataset(options(shards, val=["p3"], test=["p0", "p23"]))
+    assert places(dataset, "val") == {"p3"}
+    assert dataset.splits["test"].keys == tuple(f"s{i:04d}" for i in (0, 1, 2, 3, 92, 93, 94, 95))
+    assert len(dataset.splits["train"]) == 84
+
+
+def test_the_split_does_not_depend_on_how_shards_are_cut(tmp_path, shards, tools):
+    again = tools.write(tmp_path / "world", reversed(list(tools.samples(96, radar=True))), per_shard=7)
+    one, two = build_dataset(options(shards)), build_dataset(options(again))
+    assert one.split_hash == two.split_hash
+    assert one.data_hash != two.data_hash
+    assert {n: set(s.keys) for n, s in one.splits.items()} == {n: set(s.keys) for n, s in two.splits.items()}
+    assert build_dataset(options(shards, test=0.3)).split_hash != one.split_hash
+
+
+def test_fractions_are_met(tools):
+    rule = split_rule("key", val=0.1, test=0.3)
+    names = [rule(s) for s in tools.samples(3000)]
+    assert abs(names.count("test") / 3000 - 0.3) < 0.03
+    assert abs(names.count("val") / 3000 - 0.1) < 0.02
+
+
+def test_own_roots(tmp_path, shards, tools):
+    test = tools.write(tmp_path / "test", tools.samples(9, seed=1, prefix="t", radar=True))
+    dataset = build_dataset(options(shards, test_root=str(test), val=0.25))
+    assert len(dataset.splits["test"]) == 9
+    assert len(dataset.splits["train"]) + len(dataset.splits["val"]) == 96
+    with pytest.raises(ValueError, match="is in both"):
+        build_dataset(options(shards, test_root=str(shards)))
+
+
+def test_unlabelled_samples_are_counted(tmp_path, tools):
+    samples = [dataclasses.replace(s, labels={"scene": -1} if i < 5 else {} if i < 7 else s.labels)
+               for i, s in enumerate(tools.samples(60))]  # fmt: skip
+    dataset = build_dataset(options(tools.write(tmp_path / "w", samples)))
+    assert dataset.ignored == 7
+    assert sum(map(len, dataset.splits.values())) == 53
+
+
+def test_images_and_bands_in_the_order_named(shards):
+    both = build_dataset(options(shards, images=["sentinel2_l2a", "sentinel1_rtc-10m"]))
+    assert both.images == ["sentinel2_l2a-10m", "sentinel1_rtc-10m"]
+    some = build_dataset(options(shards, images=["sentinel2_l2a"], bands=["B04", "B02"]))
+    assert some.band_names == ["sentinel2_l2a/B04", "sentinel2_l2a/B02"]
+    assert set(some.splits["train"][0].images) == {"sentinel2_l2a-10m"}
+
+
+def test_statistics_of_the_training_split_alone(shards):
+    dataset = build_dataset(options(shards, images=["sentinel2_l2a"]))
+    train = dataset.splits["train"]
+    samples = [train[i] for i in range(len(train))]
+    key = "sentinel2_l2a-10m"
+    expected = Normalisation.from_stats(merge_stats([image_stats(s.images[key], s.specs[key]) for s in samples]))
+    assert dataset.normalisation() == expected
+
+
+def test_splits_travel_to_loader_processes(shards):
+    split = build_dataset(options(shards)).splits["val"]
+    copy = pickle.loads(pickle.dumps(split))
+    assert copy[0].key == split[0].key
+    assert torch.equal(copy.labels, split.labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "shard"}, "dataset.name 'shard' is unknown"),
+        ({"rooot": "x"}, "rooot"),
+        ({"label": "share"}, "is 0.5, not an integer class"),
+        ({"label": "cloud"}, "no sample of .* has the label 'cloud'; it has scene, share"),
+        ({"split_by": "meta.plaice"}, "has key, meta.cloud, meta.place"),
+        ({"val": ["nowhere"], "test": ["p1"]}, "the val split is empty"),
+        ({"val": 0.5, "test": 0.5}, "positive with a sum below 1"),
+        ({"val": 0.5, "test": ["p1"]}, "both be fractions or both be lists"),
+        ({"images": ["sentinel3"]}, "known: sentinel1_rtc-10m, sentinel2_l2a-10m"),
+        ({"bands": ["B99"]}, "dataset.bands B99 not in"),
+        ({"classes": ["one", "two"]}, "labels run from 0 to 2, but there are 2 classes"),
+        ({"root": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_bad_input(shards, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_dataset(options(shards, **changes))
