@@ -13,7 +13,7 @@ install: $(STAMP)
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), sys.version' || \
 		{ echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; run make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv  # none yet, or half of one
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps --ignore-requires-python $(GEOBENCH)
 	$(PIP) --no-deps --no-build-isolation -e .

@@ -18,9 +18,7 @@ def test_every_script_starts_from_anywhere_and_explains_itself(script: Path, tmp
     assert "usage:" in done.stdout and script.relative_to(ROOT).as_posix() in done.stdout  # with an example
 
 
-@pytest.mark.parametrize(
-    "script", [s for s in SCRIPTS if s.parent.name != "benchmarks"], ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_script_hands_its_main_to_the_command_line_helper(script: Path) -> None:
     last = script.read_text().rstrip().splitlines()[-1].strip()
     assert last in ("run(main)", "cli.run(main)")
