@@ -7,6 +7,10 @@ D features, K prototypes, d bottleneck width, N rows.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +22,18 @@ DUPLICATE = 1e-6  # unit vectors closer than this differ by float32 rounding onl
 CHUNK = 2**22  # logits held at a time by the prototype losses (16 MiB in float32)
 
 
+def _in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``loss`` outside autocast, of float32 (or wider) inputs: the numbers are few and their exponentials sensitive."""
+
+    @functools.wraps(loss)
+    def wrapped(first: Tensor, *rest: Any, **options: Any) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            wide = [full_precision(x) if isinstance(x, Tensor) else x for x in (first, *rest)]
+            return loss(*wide, **options)
+
+    return wrapped
+
+
 def _own_rows(x: Tensor) -> Tensor:
     """Positions ``[B]`` of this rank's rows in ``gather(x)``."""
     return torch.arange(x.shape[0], device=x.device) + rank() * x.shape[0]
@@ -26,6 +42,7 @@ def _own_rows(x: Tensor) -> Tensor:
 # ---- two views
 
 
+@_in_full_precision
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
     """SimCLR's loss of two views ``[B, D]``: each of the 2B rows finds its partner among all others of all ranks.
 
@@ -37,9 +54,10 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
     own = torch.cat([first, first + len(everyone) // 2])  # [2B]
     logits = torch.cat([z0, z1]) @ everyone.T / temperature  # [2B, 2WB]
     logits = logits.scatter(1, own[:, None], float("-inf"))
-    return F.cross_entropy(logits.float(), own.roll(len(first)))
+    return F.cross_entropy(logits, own.roll(len(first)))
 
 
+@_in_full_precision
 def info_nce(queries: Tensor, keys: Tensor, temperature: float = 0.2, queue: Tensor | None = None) -> Tensor:
     """MoCo's loss of ``queries`` and ``keys`` ``[B, D]``: row i of the queries finds row i of the keys.
 
@@ -52,14 +70,16 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float = 0.2, queue: Ten
     else:
         logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ queue.T], dim=1)  # [B, 1 + Q]
         target = torch.zeros_like(_own_rows(queries))
-    return F.cross_entropy(logits.float() / temperature, target)
+    return F.cross_entropy(logits / temperature, target)
 
 
+@_in_full_precision
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of ``-cos`` over rows of ``[B, D]``; BYOL's loss (arXiv 2006.07733, eq. 2) is 2 + 2 of it."""
     return -F.cosine_similarity(prediction, target, dim=1, eps=1e-8).mean()
 
 
+@_in_full_precision
 def cross_correlation(z0: Tensor, z1: Tensor, off_diagonal: float = 0.005) -> Tensor:
     """Barlow Twins' loss of two views ``[B, D]`` (arXiv 2103.03230, eq. 1), standardised over all ranks' batches."""
     (mean0, variance0), (mean1, variance1) = batch_moments(z0), batch_moments(z1)
@@ -78,20 +98,20 @@ def nearest_neighbours(x: Tensor, everyone: Tensor) -> Tensor:
     return similarity.scatter(1, _own_rows(x)[:, None], -2.0).argmax(1)
 
 
+@_in_full_precision
 def koleo(x: Tensor) -> Tensor:
     """KoLeo: minus the mean log distance of each unit row ``[B, D]`` to its nearest neighbour among all ranks' rows.
 
     0 where there is no neighbour. A row and its duplicate cannot be pulled apart by the network (and their gradient,
     1 / distance, would be all noise), so they count in the value only. Source: arXiv 1806.03198, as DINOv2 uses it.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        x = F.normalize(full_precision(x), dim=1, eps=1e-8)
-        everyone = gather(x)  # [WB, D]
-        if len(everyone) < 2:
-            return 0 * x.sum()
-        distance = F.pairwise_distance(x, everyone[nearest_neighbours(x, everyone)], eps=1e-8)  # [B]
-        logs = torch.log(distance + 1e-8)
-        return -torch.where(distance > DUPLICATE, logs, logs.detach()).mean()
+    x = F.normalize(x, dim=1, eps=1e-8)
+    everyone = gather(x)  # [WB, D]
+    if len(everyone) < 2:
+        return 0 * x.sum()
+    distance = F.pairwise_distance(x, everyone[nearest_neighbours(x, everyone)], eps=1e-8)  # [B]
+    logs = torch.log(distance + 1e-8)
+    return -torch.where(distance > DUPLICATE, logs, logs.detach()).mean()
 
 
 def masked_weights(masks: Tensor) -> Tensor:

@@ -227,3 +227,20 @@ def test_logits_never_exist_for_all_rows(monkeypatch):
     small = build()(make_batch(range(8)), NOW)
     monkeypatch.undo()
     torch.testing.assert_close(build()(make_batch(range(8)), NOW), small)
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn"])
+def test_bfloat16_autocast_comes_close_to_float32(centering):
+    grads = []
+    for enabled in (False, True):
+        objective = build(centering=centering)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            terms = objective(make_batch(range(4, 12)), NOW)
+        terms["loss"].backward()
+        objective.after_step(NOW)
+        parts = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+        assert all(g.dtype == torch.float32 for g in parts.values())
+        grads.append((terms["loss"].item(), torch.cat([g.flatten() for g in parts.values()])))
+    (loss, grad), (half_loss, half_grad) = grads
+    assert half_loss == pytest.approx(loss, rel=0.01)
+    assert torch.cosine_similarity(grad, half_grad, dim=0) > 0.99

@@ -11,7 +11,7 @@ from tests.ranks import assert_rank_law
 TWO_VIEW = {
     "nt_xent": lambda a, b: losses.nt_xent(a, b, 0.3),
     "info_nce": lambda a, b: losses.info_nce(a, b, 0.3),
-    "info_nce_queue": lambda a, b: losses.info_nce(a, b, 0.3, F.normalize(draw(5, 6, seed=9), dim=1)),
+    "info_nce_queue": lambda a, b: losses.info_nce(a, b, 0.3, torch.eye(6, dtype=a.dtype)[:5]),
     "negative_cosine": losses.negative_cosine,
     "cross_correlation": losses.cross_correlation,
 }
@@ -189,8 +189,9 @@ def test_koleo_survives_duplicates_and_a_lonely_row():
     assert torch.autograd.grad(losses.koleo(lonely), lonely)[0].abs().max() == 0
 
 
-def test_koleo_is_float32_under_autocast():
-    x = draw(32, 16).float()
+@pytest.mark.parametrize("loss", [losses.koleo, *TWO_VIEW.values()], ids=["koleo", *TWO_VIEW])
+def test_losses_are_float32_under_autocast(loss):
+    views = [drifting(32, 6, seed).bfloat16() for seed in range(1 if loss is losses.koleo else 2)]
     with torch.autocast("cpu", torch.bfloat16):
-        inside = losses.koleo(x)
-    assert inside.dtype == torch.float32 and torch.equal(inside, losses.koleo(x))
+        inside = loss(*views)
+    assert inside.dtype == torch.float32 and torch.equal(inside, loss(*(view.float() for view in views)))
