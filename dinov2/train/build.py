@@ -51,20 +51,21 @@ def build_model(model: DictConfig) -> VisionTransformer:
     """The encoder that the ``model`` section describes, or the exported one it starts from."""
     if model.image_size % model.patch_size:
         raise ValueError(f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}")
-    spectral = {"attn_dim": model.attn_dim, "num_heads": model.attn_heads, "terrain": model.terrain}
+    spectral = {"attn_dim": model.attn_dim, "attn_heads": model.attn_heads, "terrain": model.terrain}
     embedding = spectral if model.embed == "spectral" else {"in_chans": model.in_chans}
-    sizes = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
     encoder = build_encoder(
         model.arch,
         patch_size=model.patch_size,
         img_size=model.image_size,
         embed=model.embed,
-        embed_options={k: v for k, v in embedding.items() if v is not None},
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
         registers=model.registers,
-        init_values=model.layer_scale,
+        layer_scale=model.layer_scale,
         ffn=model.ffn,
         drop_path=model.drop_path,
-        **{k: v for k, v in sizes.items() if v is not None},
+        **{option: value for option, value in embedding.items() if value is not None},
     )
     if model.weights:
         source, _ = load_export(expand(model.weights))
