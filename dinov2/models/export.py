@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dinov2.models import build_encoder
-from dinov2.models.state import load_strict
+from dinov2.models.state import build_loaded
 
 FORMAT = "eossl-encoder/1"
 
@@ -60,6 +61,4 @@ def load_export(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     from safetensors.torch import load_file
 
     header = read_export_info(path)
-    encoder = build_encoder(**header["encoder"])
-    load_strict(encoder, load_file(path), str(path))
-    return encoder.eval(), header
+    return build_loaded(partial(build_encoder, **header["encoder"]), load_file(path), str(path)), header

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ def read_weights(path: str | Path) -> Any:
         raise ValueError(f"{path}: there is no such weights file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what bytes that are no weights make the reader stumble over can be of any type
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a readable weights file: {reason}") from error
 
 
 def load_strict(module: nn.Module, state: State, source: str) -> None:
@@ -40,6 +40,15 @@ def load_strict(module: nn.Module, state: State, source: str) -> None:
     if found:
         raise ValueError(f"{source} does not fit this architecture; {'; '.join(found)}")
     module.load_state_dict(state)
+
+
+def build_loaded(build: Callable[[], nn.Module], state: State, source: str) -> nn.Module:
+    """What ``build`` makes, with ``state`` loaded strictly, in evaluation mode; no time is spent on initial values."""
+    with torch.device("meta"):
+        module = build()
+    module.to_empty(device=torch.get_default_device())
+    load_strict(module, state, source)
+    return module.eval()
 
 
 def shorten(items: list[str], most: int = 5) -> str:

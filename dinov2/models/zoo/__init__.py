@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from dinov2.models.state import load_strict
+from dinov2.models.state import build_loaded
 from dinov2.models.zoo import dinov2, panopticon
 from dinov2.models.zoo.release import Release
 
@@ -30,12 +31,11 @@ def load_released(name: str, weights: Weights = None, **sizes: Any) -> tuple[nn.
     """
     if name not in ZOO:
         raise ValueError(f"unknown released encoder {name!r}; known: {', '.join(sorted(ZOO))}")
-    encoder = ZOO[name].build(**sizes)
-    beside: dict[str, Tensor] = {}
-    if weights != "random":
-        state, beside = ZOO[name].read(weights)
-        load_strict(encoder, state, f"{name} from {describe(weights)}")
-    return encoder.eval(), beside
+    build = partial(ZOO[name].build, **sizes)
+    if weights == "random":
+        return build().eval(), {}
+    state, beside = ZOO[name].read(weights)
+    return build_loaded(build, state, f"{name} from {describe(weights)}"), beside
 
 
 def describe(weights: Weights) -> str:

@@ -34,7 +34,7 @@ class Release:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
-            except OSError as error:  # URLError is one
+            except (OSError, RuntimeError) as error:  # no network, no such file; a checksum that differs
                 raise ValueError(
                     f"could not download the released weights from {self.url} ({error}); fetch the file on a machine "
                     "with network access and pass weights=PATH, or weights='random' for an untrained model"

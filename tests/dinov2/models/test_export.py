@@ -1,0 +1,82 @@
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dinov2.models import build_encoder
+from dinov2.models.export import load_export, read_export_info, save_export
+
+NORMALISATION = {"sentinel2_l2a": {"unit": "reflectance", "bands": {"B02": [0.1, 0.05]}}}
+INFO = {"step": 7, "sensors": ["sentinel2_l2a"], "config": {"optim": {"base_lr": 1e-3}}}
+
+
+@pytest.fixture
+def encoder():
+    return build_encoder("vit_tiny", 4, 8, depth=1, embed_dim=16, num_heads=2, attn_dim=24, attn_heads=4, registers=1)
+
+
+@pytest.fixture
+def path(encoder, tmp_path):
+    save_export(tmp_path / "e.safetensors", encoder, normalisation=NORMALISATION, info=INFO)
+    return tmp_path / "e.safetensors"
+
+
+def test_round_trip_is_bitwise(encoder, path) -> None:
+    again, header = load_export(path)
+    x = {"imgs": torch.randn(2, 2, 8, 8), "chn_ids": torch.tensor([[443, -1]] * 2)}
+    assert torch.equal(again(x), encoder.eval()(x)) and not again.training
+    assert header == {"encoder": encoder.config, "normalisation": NORMALISATION, "info": INFO}
+    assert again.config == encoder.config
+
+
+def test_only_the_export_remains_in_the_folder(path) -> None:
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_header_is_readable_without_the_weights(path) -> None:
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        file.seek(8 + length)
+        file.write(b"\0" * 64)
+    assert read_export_info(path)["info"] == INFO
+
+
+def test_failed_write_keeps_the_previous_export(encoder, path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_export(path, encoder, normalisation=NORMALISATION, info={"not json": torch.ones(1)})
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+
+
+def rewrite(path, change, **metadata) -> None:
+    tensors, header = load_file(path), read_export_info(path)
+    change(tensors)
+    texts = {k: json.dumps(v) for k, v in header.items()}
+    save_file(tensors, path, {"format": "eossl-encoder/1", **texts, **metadata})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("norm.bias"), "missing keys: norm.bias"),
+        (lambda t: t.update(head=torch.ones(1)), "unknown keys: head"),
+        (lambda t: t.update(cls_token=torch.ones(1, 1, 8)), r"cls_token is \(1, 1, 8\), the model has \(1, 1, 16\)"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(path, change, message: str) -> None:
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=f"{path}.*{message}"):
+        load_export(path)
+
+
+def test_other_files_are_refused(path, tmp_path) -> None:
+    rewrite(path, lambda t: None, format="eossl-encoder/9")
+    with pytest.raises(ValueError, match="format 'eossl-encoder/9', expected 'eossl-encoder/1'"):
+        load_export(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{path} is not a readable safetensors file"):
+        load_export(path)
+    with pytest.raises(ValueError, match="there is no such exported encoder"):
+        load_export(tmp_path / "nothing.safetensors")
