@@ -225,6 +225,8 @@ def plan(args: argparse.Namespace) -> Plan:
         if other != product:
             raise ValueError(f"{item.chip.path} ({_kind(other)}) differs from {first.chip.path} ({_kind(product)})")
     if any(item.removed for _, item in pairs):
+        if product.spec.dtype.startswith("float"):
+            raise ValueError(f"{first.chip.path} holds fractions, which carry no offset: give --baseline-offset none")
         spec = replace(product.spec, dtype="int16", nodata=STORED_NODATA)  # differences can be negative, 0 is a value
         product = replace(product, spec=spec, offsets=True)
     folders = [args.src] + [args.labels] * bool(args.labels)

@@ -27,7 +27,9 @@ SOURCES = {"sandbox": sandbox, "folder": folder, "terramesh": terramesh}
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="data_prep/main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in SOURCES.items():
         command = commands.add_parser(
@@ -44,7 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         )
     for name, help_ in (("verify", "check every byte of a shard set"), ("stats", "statistics per sensor and band")):
         command = commands.add_parser(
-            name, help=help_, description=f"{help_}; example: data_prep/main.py {name} data/sandbox"
+            name, help=help_, description=f"{help_}; example: python data_prep/main.py {name} data/sandbox"
         )
         command.add_argument("sets", nargs="+", help="folders or URLs of shard sets")
     return parser.parse_args(arguments)

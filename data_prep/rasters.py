@@ -28,7 +28,7 @@ class Chip:
     size: int | None = None
 
     def window(self, raster: rasterio.DatasetReader) -> Window:
-        """The pixels of this chip; smaller than ``size`` where the raster ends."""
+        """The chip's pixels; smaller than ``size`` where the raster ends."""
         if self.size is None:
             return Window(0, 0, raster.width, raster.height)
         x, y = self.column * self.size, self.row * self.size
@@ -74,7 +74,7 @@ def date_of(tags: Mapping[str, str]) -> str | None:
 
 
 def without_offset(stored: np.ndarray, offset: float, nodata: float | None) -> np.ndarray:
-    """int16 numbers less ``offset``, ``nodata`` becoming ``STORED_NODATA``; they saturate at 32767 (reflectance 3.3)."""
+    """int16 numbers less ``offset``, ``nodata`` becoming ``STORED_NODATA``; reflectance 3.3 saturates."""
     moved = np.clip(stored.astype(np.int32) - int(offset), STORED_NODATA + 1, 32767).astype(np.int16)
     if nodata is not None:
         moved[stored == nodata] = STORED_NODATA

@@ -1,6 +1,8 @@
 """Source ``sandbox``: samples of the procedural world, with labels that no one has to annotate.
 
 A sample is a pure function of (seed, split, index): the same bytes on any number of workers.
+
+Example: python data_prep/main.py sandbox --out data/sandbox --samples 4000 --workers 2
 """
 
 from __future__ import annotations

@@ -144,9 +144,7 @@ def plan(args: argparse.Namespace) -> Plan:
     names = {f: {p.name for p in (args.src / f).glob("*.tif") if not p.name.startswith("._")} for f in folders}
     for folder in folders:
         if lacking := sorted(set.union(*names.values()) - names[folder]):
-            raise ValueError(
-                f"{args.src / folder / lacking[0]} is missing: scenes need all of {', '.join(folders)}"
-            )
+            raise ValueError(f"{args.src / folder / lacking[0]} is missing: scenes need all of {', '.join(folders)}")
     scenes = sorted(names[folders[0]])
     offsets = {
         folder: {name: carried_offset(args.src / folder / name, args.baseline_offset) for name in scenes}

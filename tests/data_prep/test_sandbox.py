@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
+
 from data_prep.common import write
 from data_prep.main import parse
 from data_prep.sandbox import SPLITS, World, drawing_step, footprint, plan
 from data_prep.sandbox_world.conditions import draw_conditions, sun_position
 from data_prep.sandbox_world.geometry import average
 from data_prep.sandbox_world.layouts import BARE, BUILT, COVERS, FAMILIES, FOREST, SCENES, WATER
-
 from dinov2.sensors import SENSORS
 
 S2_S1 = ("sentinel2_l2a", "sentinel1_rtc")
@@ -80,7 +80,7 @@ def test_images_have_their_sensors_pixels_and_plausible_values():
 
 
 def test_all_optical_sensors_see_the_same_reflectance():
-    """Same bands at other resolutions and widths: block means of the finer image equal the coarser one but for noise."""
+    """Same bands at other resolutions and widths: block means of the finer image equal the coarser one."""
     for scene in ("stands", "river", "town"):
         sample = SHARP.sample(find(scene))
         s2 = sample.images["sentinel2_l2a-10m"].astype(np.float32) * 1e-4

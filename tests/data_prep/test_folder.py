@@ -1,0 +1,177 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from data_prep.common import write
+from data_prep.folder import plan
+from data_prep.main import main, parse
+
+RNG = np.random.default_rng(0)
+
+
+def tif(path: Path, image: np.ndarray, tags=None, band_tags=None, crs="EPSG:32631", pixel=10.0, **profile) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = image.shape
+    scale = profile.pop("scale", None)
+    place = {"crs": crs, "transform": from_origin(500_000, 4_000_000, pixel, pixel)} if crs else {}
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=image.dtype, **place, **profile
+    ) as raster:
+        raster.write(image)
+        raster.update_tags(**(tags or {}))
+        for i, tag in enumerate(band_tags or []):
+            raster.update_tags(i + 1, **tag)
+        if scale:
+            raster.scales = [scale] * count
+    return path
+
+
+def options(src: Path, *words: str):
+    return parse(["folder", "--src", str(src), "--out", "unused", *words])
+
+
+def samples(src: Path, *words: str):
+    return list(plan(options(src, *words)).samples())
+
+
+LANDSAT = ("--sensor", "landsat8", "--bands", "B4,B3")
+S2 = ("--sensor", "sentinel2_l2a", "--bands", "B04,B08")
+
+
+def test_chips_are_the_rasters_pixels(tmp_path):
+    image = RNG.integers(1, 60_000, (2, 50, 70)).astype(np.uint16)
+    image[:, :20, 20:40] = 0  # one chip without any observation
+    tif(tmp_path / "in/Sub Dir/Scene.A.tif", image, tags={"datetime": "2020-05-06T10:00:00"}, pixel=30.0)
+    (tmp_path / "in/Sub Dir/._Scene.A.tif").write_bytes(b"resource fork")
+    shards, summary = write(
+        plan(options(tmp_path / "in", *LANDSAT, "--chip", "20")), tmp_path / "out", samples_per_shard=4,
+        compression=None, workers=1,
+    )  # fmt: skip
+    assert summary.written == 5
+    assert summary.skipped == {"no valid pixel": 1, "the raster ends inside a chip of 20 pixels": 6}
+    read = [shards.read(s, i) for s, n in enumerate(shards.counts) for i in range(n)]
+    assert [s.key for s in read] == [
+        f"sub_dir_scene_a_r00{r}c00{c}" for r, c in [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+    ]
+    for sample in read:
+        r, c = 20 * sample.meta["row"], 20 * sample.meta["column"]
+        assert np.array_equal(sample.images["landsat8-30m"], image[:, r : r + 20, c : c + 20])
+        assert sample.times == {"landsat8-30m": ["2020-05-06"]} and sample.crs == "EPSG:32631"
+        assert sample.footprint == (
+            500_000 + 30 * c,
+            4_000_000 - 30 * (r + 20),
+            500_000 + 30 * (c + 20),
+            4_000_000 - 30 * r,
+        )
+        spec = sample.specs["landsat8-30m"]
+        assert spec.bands == ("B4", "B3") and (spec.scale, spec.offset, spec.nodata) == (2.75e-5, -0.2, 0)
+
+
+def test_the_baseline_offset_is_taken_off_by_date_or_by_choice(tmp_path):
+    image = np.array([[[0, 1, 999, 1000, 1001, 11000]]] * 2, np.uint16)
+    tif(tmp_path / "new.tif", image, tags={"datetime": "2022-02-01"})
+    tif(tmp_path / "old.tif", image, tags={"datetime": "2022-01-24"})
+    new, old = samples(tmp_path, *S2, "--chip", "0")
+    assert new.images["sentinel2_l2a-10m"][0].tolist() == [[-32768, -999, -1, 0, 1, 10000]]
+    assert old.images["sentinel2_l2a-10m"][0].tolist() == [[-32768, 1, 999, 1000, 1001, 11000]]
+    assert new.specs == old.specs and (new.meta["removed_offset"], old.meta["removed_offset"]) == (1000, 0)
+    for choice, removed in (("remove", 1000), ("none", 0)):
+        both = samples(tmp_path, *S2, "--chip", "0", "--baseline-offset", choice)
+        assert [s.meta["removed_offset"] for s in both] == [removed, removed]
+    assert both[0].images["sentinel2_l2a-10m"].dtype == np.uint16 and both[0].specs["sentinel2_l2a-10m"].nodata == 0
+
+
+def test_masks_follow_their_images(tmp_path):
+    image, mask = RNG.integers(1, 9, (2, 16, 16)).astype(np.uint16), RNG.integers(0, 3, (1, 16, 16))
+    mask[0, 0, 0] = 255
+    tif(tmp_path / "in/a.tif", image)
+    tif(tmp_path / "masks/a.tif", mask.astype(np.float32))
+    words = (*LANDSAT, "--chip", "8", "--labels", str(tmp_path / "masks"), "--label-classes", "x,y,z")
+    got = samples(tmp_path / "in", *words)
+    assert len(got) == 4
+    for s in got:
+        r, c = 8 * s.meta["row"], 8 * s.meta["column"]
+        assert np.array_equal(s.labels["landcover"], mask[0, r : r + 8, c : c + 8])
+    with pytest.raises(ValueError, match=r"masks/a.tif has the number 2(\.0)?; --label-classes names 2 classes"):
+        samples(tmp_path / "in", *words[:-1], "x,y")
+    (tmp_path / "masks/a.tif").unlink()
+    tif(tmp_path / "masks/b.tif", mask.astype(np.uint8))
+    with pytest.raises(ValueError, match="masks/a.tif, the mask of .*in/a.tif, is missing"):
+        samples(tmp_path / "in", *words)
+
+
+def test_bad_bands_are_left_out(tmp_path):
+    image = RNG.random((3, 8, 8)).astype(np.float64)
+    tags = [
+        {"wavelength": w, "wavelength_units": "Nanometers", "bbl": b} for w, b in (("654", 1), ("561", 0), ("482", 1))
+    ]
+    tif(tmp_path / "a.tif", image, band_tags=tags)
+    words = ("--sensor", "landsat8", "--bands", "B4,B3,B2", "--chip", "8", "--scale", "1", "--offset", "0")
+    (sample,) = samples(tmp_path, *words, "--drop-bad-bands", "--nodata", "none")
+    assert sample.specs["landsat8-10m"].bands == ("B4", "B2")
+    assert np.array_equal(sample.images["landsat8-10m"], image[[0, 2]].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("image", "profile", "words", "message"),
+    [
+        (np.ones((3, 8, 8), np.uint16), {}, LANDSAT, "a.tif has 3 bands, 2 are named: B4, B3"),
+        (np.ones((2, 8, 8), np.uint16), {"nodata": 65535}, LANDSAT, "a.tif is tagged nodata 65535, .* says 0.*--nodata"),
+        (np.ones((2, 8, 8), np.int16), {"scale": 0.5}, LANDSAT, "a.tif is tagged scale 0.5, .* says 2.75e-05.*--scale"),
+        (np.ones((2, 8, 8), np.uint16), {}, S2, "a.tif has no date, .*--date, or --baseline-offset remove or none"),
+        (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "landsat88"), "unknown sensor 'landsat88'; did you mean"),
+        (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "landsat8", "--bands", "B4,X"), "has no band 'X'"),
+        (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "worldview2", "--bands", "red,blue"), "unit .*not known.*--unit"),
+        (np.ones((2, 8, 8), np.complex64), {}, LANDSAT, "a.tif has bands of type complex64"),
+        (np.ones((2, 8, 8), np.uint16), {}, (*LANDSAT, "--drop-bad-bands"), "a.tif has a band without the tag 'bbl'"),
+        (np.ones((2, 8, 8), np.uint16), {"band_tags": [{"wavelength": "561"}, {}]}, LANDSAT,
+         "a.tif: a band at 561 nm is called B4, which is at 654.59 nm"),
+    ],
+)  # fmt: skip
+def test_a_file_that_contradicts_is_one_sentence(tmp_path, image, profile, words, message):
+    tif(tmp_path / "a.tif", image, **profile)
+    with pytest.raises(ValueError, match=message):
+        samples(tmp_path, *words, "--chip", "8")
+
+
+def test_files_of_two_kinds_and_keys_that_collide_are_named(tmp_path):
+    image = np.ones((2, 8, 8), np.uint16)
+    tif(tmp_path / "two/a.tif", image)
+    tif(tmp_path / "two/b.tif", image, pixel=30.0)
+    with pytest.raises(
+        ValueError, match=r"b.tif \(2 bands of uint16 at 30 m\) differs from .*a.tif \(2 bands .* at 10 m\)"
+    ):
+        samples(tmp_path / "two", *LANDSAT)
+    tif(tmp_path / "same/x 1.tif", image)
+    tif(tmp_path / "same/X_1.tif", image)
+    with pytest.raises(ValueError, match="would both get the key 'x_1'"):
+        samples(tmp_path / "same", *LANDSAT)
+    with pytest.raises(ValueError, match="nothing is not a folder"):
+        samples(tmp_path / "nothing", *LANDSAT)
+
+
+def test_a_non_finite_pixel_stops_the_run(tmp_path):
+    image = np.ones((2, 8, 8), np.float32)
+    image[1, 2, 3] = np.inf
+    tif(tmp_path / "in/a.tif", image)
+    words = ["folder", "--src", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *LANDSAT, "--chip", "8"]
+    with pytest.raises(ValueError, match="'a_r000c000', image 'landsat8-10m', band B3: 1 non-finite"):
+        main(words)
+
+
+@pytest.mark.realdata
+def test_enmap_tiles(realdata):
+    words = ("--sensor", "enmap", "--drop-bad-bands", "--chip", "32", "--labels", str(realdata / "enmap/labels"))
+    made = samples(realdata / "enmap/images", *words, "--label-classes", "none,a,b,c,d,e,f")
+    assert len(made) == 18
+    for sample in made:
+        spec, image = sample.specs["enmap-30m"], sample.images["enmap-30m"]
+        assert image.shape == (218, 32, 32) and image.dtype == np.float32 and len(spec.bands) == 218
+        assert not {f"B{i}" for i in range(130, 136)} & set(spec.bands)
+        with rasterio.open(realdata / "enmap/images" / sample.meta["file"]) as raster:
+            assert np.array_equal(image[-1], raster.read(224)) and np.array_equal(image[129], raster.read(136))
+        assert sample.labels["landcover"].shape == (32, 32)
+        assert sample.times == {"enmap-30m": ["2022-07-24"]} and sample.crs == "EPSG:32633"
