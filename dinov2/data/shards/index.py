@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from dinov2.data.stats import BandStats, Stats
 
 FORMAT_VERSION = 1
 INDEX = "index.parquet"
-METADATA = b"eo-ssl"
+METADATA, CHECKSUM = b"eo-ssl", b"eo-ssl-crc32"
 SHARD_NAME = re.compile(r"shard-[0-9]{6}\.tar")  # never a path: an index from elsewhere must not lead out of its folder
 REMEDY = "fetch or write this set again"
 SCHEMA = pa.schema(
@@ -95,29 +96,17 @@ def write_index(out: Path, rows: Sequence[Mapping[str, Any]], info: Mapping[str,
     first = np.cumsum([0] + [row["samples"] for row in rows])
     columns = {name: [row[name] for row in rows] if name != "first" else first[:-1].tolist() for name in SCHEMA.names}
     head = {"format_version": FORMAT_VERSION, "created_by": f"eo-ssl {__version__}", **info}
-    schema = SCHEMA.with_metadata({METADATA: json.dumps(head, sort_keys=True).encode()})
+    text = json.dumps(head, sort_keys=True).encode()
+    schema = SCHEMA.with_metadata({METADATA: text, CHECKSUM: _checksum(text)})
     with storage.atomic(out / INDEX) as file:
-        pq.write_table(pa.table(columns, schema=schema), file)
+        pq.write_table(pa.table(columns, schema=schema), file, write_page_checksum=True)
 
 
 def read_index(folder: str | Path) -> Part:
     """Open one set's index; ValueError says what is missing or not readable."""
     folder = str(folder).rstrip("/")
     path = f"{folder}/{INDEX}"
-    try:
-        table = pq.ParquetFile(io.BytesIO(storage.read_file(path))).read(COLUMNS)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{path} is absent: not a shard set, or its preparation was not finished (run the same command again)"
-        ) from None
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
-    info = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
-    if info.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {info.get('format_version')}, this program reads {FORMAT_VERSION}: "
-            "write the set again with this version"
-        )
+    table, info = _load(path)
     names = table["name"].to_pylist()
     if strange := next((name for name in names if not SHARD_NAME.fullmatch(name)), None):
         raise ValueError(f"{path} lists the shard {strange!r}: names must be shard-000000.tar and so on")
@@ -134,3 +123,37 @@ def read_index(folder: str | Path) -> Part:
         info["provenance"],
         info["licence"],
     )
+
+
+def _load(path: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Columns and set-level values of an index, every byte of both checked."""
+    try:
+        data = storage.read_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{path} is absent: not a shard set, or its preparation was not finished (run the same command again)"
+        ) from None
+    try:
+        # ParquetFile, not read_table: that one loads 40 MB of dataset machinery into every process
+        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(COLUMNS)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
+    texts = table.schema.metadata or {}
+    if METADATA not in texts:
+        raise ValueError(f"{path} is not the index of a shard set")
+    if texts.get(CHECKSUM) != _checksum(texts[METADATA]):
+        raise ValueError(f"{path} is damaged (the checksum of its metadata differs): {REMEDY}")
+    info = json.loads(texts[METADATA])
+    if info["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {info['format_version']}, this program reads {FORMAT_VERSION}: "
+            "write the set again with this version"
+        )
+    if not table.schema.equals(pa.schema([SCHEMA.field(name) for name in COLUMNS])):
+        raise ValueError(f"{path} is damaged (its columns are {table.schema.names}): {REMEDY}")
+    return table, info
+
+
+def _checksum(text: bytes) -> bytes:
+    """CRC-32 in hexadecimal: parquet checks its pages, but not the metadata in its footer."""
+    return b"%08x" % zlib.crc32(text)

@@ -60,7 +60,9 @@ class ShardSet:
     @classmethod
     def open(cls, paths: str | Path | Sequence[str | Path], checksums: bool = True) -> ShardSet:
         """Open folders or fsspec URLs and check that every listed file is there with its size (ValueError)."""
-        parts = [read_index(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        parts = [read_index(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+        if not parts:
+            raise ValueError("no shard set is given")
         for part in parts:
             for problem in part.problems():
                 raise ValueError(problem)

@@ -27,7 +27,7 @@ class Report:
 
 def verify(paths: str | Path | Sequence[str | Path]) -> Report:
     """Check sizes, SHA-256, member names, checksums, decoding, finite pixels and counts; lists what is wrong."""
-    parts = [read_index(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    parts = [read_index(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     problems = [problem for part in parts for problem in part.problems()]
     if not problems:  # a file that is absent or cut is named once, not once per sample
         shards = ShardSet(parts)

@@ -24,7 +24,7 @@ from dinov2.data.stats import Stats, image_stats, merge_stats
 
 def _same_spec(spec: ImageSpec, known: dict[str, dict[str, Any]], where: str) -> None:
     """Note the spec of an image key; ValueError where the key already has another one."""
-    raw = spec.to_dict() | {"bands": list(spec.bands)}
+    raw = spec.to_dict()
     first = known.setdefault(spec.key, raw)
     # compared as text because a nodata of NaN differs from itself
     if json.dumps(first, sort_keys=True) != json.dumps(raw, sort_keys=True):

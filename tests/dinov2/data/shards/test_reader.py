@@ -3,8 +3,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dinov2.data.shards import DamagedSample, ShardSet, storage, verify
-from dinov2.data.shards.index import FORMAT_VERSION
+from dinov2.data.shards import DamagedSample, ShardSet, index, storage, verify
+from dinov2.data.shards.index import read_index
 from dinov2.data.shards.members import decode_array, encode_array
 from dinov2.data.shards.sidecar import Sidecar
 from tests.dinov2.data.samples import S1, S2, assert_equal, make_sample, make_set
@@ -141,6 +141,23 @@ def test_a_rewritten_set_is_read_afresh(tmp_path):
     assert make_set(tmp_path, 3, 3, first=50).read(0, 0).key == "s0050"
 
 
+@pytest.mark.parametrize("bit", [1, 64])
+def test_any_flipped_bit_of_an_index_is_found_or_harmless(tmp_path, bit):
+    make_set(tmp_path, 8, 3, labels={"scene": {"kind": "class"}}, provenance={"seed": 1})
+    data, good = (tmp_path / "index.parquet").read_bytes(), repr(read_index(tmp_path))
+    found = 0
+    for byte in range(0, len(data), 23):
+        broken = bytearray(data)
+        broken[byte] ^= bit
+        (tmp_path / "index.parquet").write_bytes(broken)
+        try:
+            assert repr(read_index(tmp_path)) == good  # columns that reading does not need, page statistics
+        except ValueError as error:
+            assert "index.parquet" in str(error)
+            found += 1
+    assert found > len(data) / 23 / 3
+
+
 def test_an_index_must_not_lead_elsewhere(tmp_path):
     make_set(tmp_path, 3, 3)
     table = pq.read_table(tmp_path / "index.parquet")
@@ -148,9 +165,19 @@ def test_an_index_must_not_lead_elsewhere(tmp_path):
     pq.write_table(table.set_column(names, "name", [["../shard-000000.tar"]]), tmp_path / "index.parquet")
     with pytest.raises(ValueError, match=r"lists the shard '\.\./shard-000000\.tar'"):
         ShardSet.open(tmp_path)
-    pq.write_table(table.replace_schema_metadata({}), tmp_path / "index.parquet")
-    with pytest.raises(ValueError, match=f"has format version None, this program reads {FORMAT_VERSION}"):
+
+
+def test_an_index_of_something_else_or_of_another_version(tmp_path, monkeypatch):
+    make_set(tmp_path, 3, 3)
+    monkeypatch.setattr(index, "FORMAT_VERSION", 2)
+    with pytest.raises(ValueError, match="index.parquet has format version 1, this program reads 2"):
         ShardSet.open(tmp_path)
+    table = pq.read_table(tmp_path / "index.parquet")
+    pq.write_table(table.replace_schema_metadata({}), tmp_path / "index.parquet")
+    with pytest.raises(ValueError, match="index.parquet is not the index of a shard set"):
+        ShardSet.open(tmp_path)
+    with pytest.raises(ValueError, match="no shard set is given"):
+        ShardSet.open([])
 
 
 def test_pickles_and_bombs_are_refused():
