@@ -161,13 +161,15 @@ def sinkhorn_bias(
         features = features[rows]
     chunks = features.split(_rows_at_a_time(prototypes))
 
-    def logits(chunk: Tensor) -> Tensor:
-        return full_precision(chunk @ prototypes.T) / temperature  # [n, K]
+    @functools.lru_cache(maxsize=1)  # a single chunk is kept, several are made anew in every pass
+    def logits(chunk: int) -> Tensor:
+        return full_precision(chunks[chunk] @ prototypes.T) / temperature  # [n, K]
 
-    mass = torch.stack([logits(chunk).logsumexp(0) for chunk in chunks]).logsumexp(0, keepdim=True)  # [1, K]
+    everything = range(len(chunks))
+    mass = torch.stack([logits(chunk).logsumexp(0) for chunk in everything]).logsumexp(0, keepdim=True)  # [1, K]
     bias = -gather(mass).logsumexp(0)  # [K]
     for _ in range(iterations - 1):
-        share = torch.stack([(logits(chunk) + bias).softmax(1).sum(0) for chunk in chunks]).sum(0)  # [K]
+        share = torch.stack([(logits(chunk) + bias).softmax(1).sum(0) for chunk in everything]).sum(0)  # [K]
         bias = bias - torch.log(sum_(share))
     return bias
 
@@ -199,8 +201,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad_student, grad_prototypes = ctx.saved_tensors
-        return grad * grad_student, grad * grad_prototypes, *[None] * 6
+        return *[saved.mul_(grad) for saved in ctx.saved_tensors], *[None] * 6  # in place: K x d numbers
 
 
 def prototype_cross_entropy(
