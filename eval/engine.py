@@ -152,10 +152,17 @@ def collect(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
 
 
 def evaluate(
-    models: Sequence[str], configs: Sequence[str | Path | Mapping[str, Any]], output: Path | None = None
+    models: Sequence[str],
+    configs: Sequence[str | Path | Mapping[str, Any]],
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[Row]:
-    """All models on all configs, in this process. Tables go to ``output`` (default: the first run's folder)."""
-    cells = plan(models, [schema.load(c) for c in configs], output)
+    """All models on all configs (files, folders or mappings), in this process; raises RuntimeError if a cell failed.
+
+    Tables go to ``output`` (None: into the first run); ``overrides`` are ``key=value`` for every config.
+    """
+    sources = [s for c in configs for s in ([c] if isinstance(c, Mapping) else schema.expand_configs(str(c)))]
+    cells = plan(models, [schema.load(s, overrides) for s in sources], output)
     run(cells, Bench(distributed.device()))
     rows, failed = collect(cells)
     write_tables(rows, output or default_output(models))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dinov2 import distributed
 from dinov2.data.batch import Batch
 from dinov2.data.stats import Normalisation
 from dinov2.data.views import collate, full_view, render
@@ -61,7 +64,9 @@ def batches(
     """The split in its own order, each sample once."""
     views = _Views(split, dataset, norm)
     seen = 0
-    for raw in DataLoader(views, batch_size, num_workers=workers, collate_fn=collate):
+    quiet = distributed.world() > 1 or not sys.stdout.isatty()
+    loader = DataLoader(views, batch_size, num_workers=workers, collate_fn=collate)
+    for raw in track(loader, f"reading {len(split)} samples of {dataset.name}", disable=quiet, transient=True):
         batch = render(raw, device)
         assert tuple(batch.keys) == split.keys[seen : seen + batch.size], "samples arrived out of order"
         seen += batch.size

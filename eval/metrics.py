@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 
 def confusion_matrix(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """``[K, K]`` int64 counts, row = true class, column = predicted class, of ``[N]`` integer classes."""
+    # imported here because it takes as long as torch itself, which nobody who asks for --help should wait for
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ValueError(f"labels run from {int(target.min())} to {int(target.max())}, but there are {classes} classes")
     return multiclass_confusion_matrix(predicted, target, num_classes=classes, validate_args=False)

@@ -54,8 +54,10 @@ def test_statistics_travel_with_the_checkpoint(dataset, run, shards):
 
 def test_normalisation_reaches_the_pixels(dataset, run):
     model = load_model(str(run))
-    shifted = Normalisation({s: {b: (m + 0.1, d) for b, (m, d) in t.items()} for s, t in model.normalisation.table.items()},
-                            model.normalisation.units)  # fmt: skip
+    norm = model.normalisation
+    shifted = Normalisation(
+        {s: {b: (m + 0.1, d) for b, (m, d) in t.items()} for s, t in norm.table.items()}, norm.units
+    )
     one = extract(model, dataset, CPU).pooled["val"]["cls"]
     two = extract(dataclasses.replace(model, normalisation=shifted), dataset, CPU).pooled["val"]["cls"]
     assert not torch.allclose(one, two, atol=1e-3)

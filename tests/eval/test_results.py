@@ -7,9 +7,9 @@ from eval.results import CellFile, markdown, summarise, to_json, verdicts, write
 
 def row(model="net", role="pretrained", value=0.8, low=0.75, high=0.85, seed=0, config="c", **more):
     fields = {
-        "model": model, "role": role, "dataset": "d", "task": "knn", "metric": "accuracy", "value": value, "ci_low": low,
-        "ci_high": high, "n": 100, "seed": seed, "config": config, "metrics": {"accuracy": value, "mean_f1": 0.5},
-        "config_hash": "a", "model_hash": "m",
+        "model": model, "role": role, "dataset": "d", "task": "knn", "metric": "accuracy",
+        "value": value, "ci_low": low, "ci_high": high, "n": 100, "seed": seed, "config": config,
+        "metrics": {"accuracy": value, "mean_f1": 0.5}, "config_hash": "a", "model_hash": "m",
     }  # fmt: skip
     return {**fields, **more}
 
