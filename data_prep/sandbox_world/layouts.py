@@ -20,25 +20,25 @@ WATER, FOREST, MEADOW, CROP, BARE, BUILT = range(len(COVERS))
 # --- woodland: forest in open land ------------------------------------------------------------------------------------
 def stands(grid: Grid, fraction: float) -> np.ndarray:
     """Forest in a few large stands with smooth edges."""
-    return lowest(grid.noise(grid.rng.uniform(120, 200)) + 0.2 * grid.noise(30.0), fraction)
+    return lowest(grid.noise(grid.rng.uniform(85, 190)) + 0.2 * grid.noise(30.0), fraction)
 
 
 def clearings(grid: Grid, fraction: float) -> np.ndarray:
     """Forest with many round clearings."""
-    spacing = grid.rng.uniform(90, 170)
+    spacing = grid.rng.uniform(90, 200)
     return lowest(-grid.scattered(spacing, 0.22, 0.25) + 5.0 * grid.noise(30.0), fraction)
 
 
 def shelterbelts(grid: Grid, fraction: float) -> np.ndarray:
     """Forest in parallel belts."""
     u, _ = grid.rotated()
-    period = grid.rng.uniform(60, 140)
+    period = grid.rng.uniform(60, 190)
     return lowest(np.cos(2 * np.pi / period * (u + 8.0 * grid.noise(160.0))) + 0.15 * grid.noise(40.0), fraction)
 
 
 def plots(grid: Grid, fraction: float) -> np.ndarray:
     """Forest in rectangular plots among plots without."""
-    return lowest(grid.rng.random(PARCELS).astype(np.float32)[grid.parcels(grid.rng.uniform(55, 120))], fraction)
+    return lowest(grid.rng.random(PARCELS).astype(np.float32)[grid.parcels(grid.rng.uniform(55, 140))], fraction)
 
 
 # --- waters: water in a mixed landscape -------------------------------------------------------------------------------
@@ -57,13 +57,13 @@ def coast(grid: Grid, fraction: float) -> np.ndarray:
     x, y = grid.xy
     angle = grid.rng.uniform(0, 2 * np.pi)
     return lowest(
-        x * np.cos(angle) + y * np.sin(angle) + 45.0 * grid.noise(grid.rng.uniform(70, 150), octaves=3), fraction
+        x * np.cos(angle) + y * np.sin(angle) + grid.rng.uniform(30, 80) * grid.noise(grid.rng.uniform(60, 150), octaves=3), fraction
     )
 
 
 def ponds(grid: Grid, fraction: float) -> np.ndarray:
     """Many small round lakes."""
-    return lowest(grid.scattered(grid.rng.uniform(110, 230), 0.28, 0.4) + 8.0 * grid.noise(45.0), fraction)
+    return lowest(grid.scattered(grid.rng.uniform(110, 270), 0.28, 0.4) + 8.0 * grid.noise(45.0), fraction)
 
 
 # --- settlements: buildings among gardens and fields ------------------------------------------------------------------
@@ -130,6 +130,7 @@ def ground_cover(grid: Grid, kind: str, parcel: np.ndarray) -> np.ndarray:
         cover[:] = BARE
         cover[woods > grid.rng.uniform(1.2, 2.5)] = MEADOW
     cover[bare > 2.0] = BARE
+    cover[grid.noise(18.0) > grid.rng.uniform(1.8, 3.5)] = FOREST  # hedges and lone trees
     return cover
 
 
