@@ -22,7 +22,8 @@ FORMAT = "eossl-encoder/1"
 
 def save_export(path: str | Path, encoder: nn.Module, *, normalisation: dict[str, Any], info: dict[str, Any]) -> None:
     """Write ``encoder`` (made by build_encoder) to ``path``, atomically. ``normalisation``: Normalisation.to_dict()."""
-    from safetensors.torch import save_file  # here and below: the hub entries import this package without safetensors
+    from safetensors import SafetensorError  # here and below: the hub entries import this package without safetensors
+    from safetensors.torch import save_file
 
     assert encoder.config, "only encoders made by build_encoder can be exported"
     metadata = {"format": FORMAT}
@@ -33,6 +34,8 @@ def save_export(path: str | Path, encoder: nn.Module, *, normalisation: dict[str
     try:
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
+    except SafetensorError as error:  # a full disk or an unwritable folder among them
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

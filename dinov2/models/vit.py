@@ -63,8 +63,12 @@ class VisionTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal (0.02) for linear layers and positions, zero biases, near-zero class and register tokens."""
-        for module in self.modules():
+        """Truncated normal (0.02) for the blocks' linear layers and positions, zero biases, near-zero extra tokens.
+
+        The patch embedding keeps torch's initial values: with 0.02 the attention over channels starts flat in narrow
+        models, and bands that enter equally mixed stay so for long (docs/decisions/0004-folded-embedding.md).
+        """
+        for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:

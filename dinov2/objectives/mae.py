@@ -17,7 +17,7 @@ from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Now, Objective
 
-BAND_DRAW = 0x6D6165  # key of the random numbers that choose target bands; the counter is the sample's position
+BAND_DRAW = 0x6D6165  # first half of the key of the random numbers that choose target bands; the second: the position
 
 
 class MAE(Objective):
@@ -102,5 +102,5 @@ def split_patches(masks: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
 
 def draw_scores(positions: Tensor, channels: int) -> Tensor:
     """Uniform numbers ``[B, C]`` that depend on each sample's global position only, hence on no rank."""
-    rows = [np.random.Philox(key=BAND_DRAW, counter=int(p)) for p in positions]
-    return torch.from_numpy(np.stack([np.random.Generator(r).random(channels, np.float32) for r in rows]))
+    streams = [np.random.Generator(np.random.Philox(key=[BAND_DRAW, p])) for p in positions.tolist()]
+    return torch.from_numpy(np.stack([stream.random(channels, np.float32) for stream in streams]))

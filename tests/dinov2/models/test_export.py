@@ -50,6 +50,11 @@ def test_failed_write_keeps_the_previous_export(encoder, path) -> None:
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
+def test_unwritable_place_is_one_sentence(encoder, tmp_path) -> None:
+    with pytest.raises(OSError, match="nowhere/e.safetensors could not be written"):
+        save_export(tmp_path / "nowhere" / "e.safetensors", encoder, normalisation={}, info={})
+
+
 def rewrite(path, change, **metadata) -> None:
     tensors, header = load_file(path), read_export_info(path)
     change(tensors)
