@@ -90,3 +90,30 @@ def test_views_that_differ_between_samples_are_an_error(raws, samples, norm):
     other = draw(samples[2], [GLOBAL], Augment(), norm, (0, 0, 7))
     with pytest.raises(ValueError, match="sample 'mixed1': its views differ in name or size from those of 'mixed0'"):
         collate([raws[0], other])
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Raw samples drawn where they are asked for: in a loader's worker."""
+
+    def __init__(self, samples, norm):
+        self.samples, self.norm = samples, norm
+
+    def __len__(self):
+        return 4 * len(self.samples)
+
+    def __getitem__(self, position):
+        sample = self.samples[position % len(self.samples)]
+        return draw(sample, [GLOBAL, LOCAL], Augment(simulate=0.5), self.norm, (5, 0, position))
+
+
+def test_workers_change_nothing(samples, norm):
+    def load(workers):
+        loader = torch.utils.data.DataLoader(Drawn(samples, norm), 4, collate_fn=collate, num_workers=workers)
+        return list(loader)
+
+    for alone, shipped in zip(load(0), load(2), strict=True):
+        assert torch.equal(alone.buffer, shipped.buffer) and alone.keys == shipped.keys
+        for name in ("global", "local"):
+            a, b = alone.views[name], shipped.views[name]
+            assert a.groups == b.groups and torch.equal(a.planes, b.planes) and torch.equal(a.pieces, b.pieces)
+            assert torch.equal(a.params.nan_to_num(-1), b.params.nan_to_num(-1)) and torch.equal(a.chn_ids, b.chn_ids)

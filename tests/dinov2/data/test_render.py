@@ -93,14 +93,18 @@ def test_jitter_acts_on_physical_values(unit):
         assert torch.equal(direct, plain)
 
 
-def test_contrast_spreads_about_the_mean_of_the_crop():
+def test_gain_and_contrast_about_the_mean_of_the_valid_pixels():
     sample, norm = one_band("reflectance", np.random.default_rng(0).uniform(0.1, 0.9, (16, 16)), nodata=-1)
     sample.images["sentinel2_l2a-10m"][0, 0] = -1  # a row that counts for nothing
-    only = Augment(flip=False, jitter_probability=1.0, brightness=0.0, band_gain=0.0, contrast=0.5, speckle_looks=0.0)
-    plain, spread = whole(sample, norm, STILL)[1:], whole(sample, norm, only, 2)[1:]
-    factor = spread.std() / plain.std()
-    assert abs(factor - 1) > 0.05
-    assert torch.allclose(spread, plain.mean() + factor * (plain - plain.mean()), atol=1e-5)
+    augment = Augment(flip=False, jitter_probability=1.0, brightness=0.5, contrast=0.5)
+    plain, out = whole(sample, norm, STILL)[1:], whole(sample, norm, augment, 2)
+    view = ViewSpec("v", 1, 16, (1.0, 1.0), (1, 1))
+    gain, contrast = (
+        draw(sample, [view], augment, norm, (0, 0, 2)).views["v"].crops[0].pieces[0].params[0, 5:7].tolist()
+    )
+    assert abs(gain - 1) > 0.05 and abs(contrast - 1) > 0.05
+    assert torch.allclose(out[1:], gain * (plain.mean() + contrast * (plain - plain.mean())), atol=1e-5)
+    assert (out[0] == 0).all()
 
 
 def test_linear_power_becomes_db_with_a_floor():

@@ -142,6 +142,32 @@ def test_hyperspectral_becomes_broad_bands(samples, norm):
     assert narrow.pieces[0].planes.dtype == np.int16
 
 
+def test_broad_bands_keep_flat_spectra_statistics_and_nodata(make_hyperspectral):
+    sample = make_hyperspectral("flat", 8)
+    image = sample.images["enmap-30m"]
+    image[:] = 3000
+    image[::2, 2, 3] = -32768
+    table = dict.fromkeys(sample.specs["enmap-30m"].bands, (0.2, 0.05))
+    norm = Normalisation({"enmap": table}, {"enmap": "reflectance"})
+    plain = Augment(flip=False, jitter_probability=0.0, simulate=1.0)
+    view = ViewSpec("v", 1, 8, (1.0, 1.0), (13, 13))
+    imgs = render(collate([draw(sample, [view], plain, norm, (0, 0, 0))]), "cpu").views["v"]["imgs"][0]
+    expected = np.full((8, 8), (0.3 - 0.2) / 0.05)
+    expected[2, 3] = 0
+    assert np.allclose(imgs, expected, atol=1e-4)
+
+
+def test_every_channel_has_its_own_gain_and_noise(samples, norm):
+    view = replace(GLOBAL, bands=(13, 13), distinct=False)
+    for position in range(20):
+        augment = Augment(jitter_probability=1.0)
+        for crop in draw(samples[0], [view], augment, norm, (0, 0, position)).views["global"].crops:
+            assert len({int(key) for p in crop.pieces for key in p.noise}) == len(crop.chn_ids)
+            if crop.chn_ids[0] > 0:  # optical
+                assert len({float(g) for p in crop.pieces for g in p.params[:, 5]}) == len(crop.chn_ids)
+                assert len({float(c) for p in crop.pieces for c in p.params[:, 6]}) == 1
+
+
 def test_width_is_the_same_for_all_samples():
     widths = {view_width(replace(GLOBAL, bands=(1, hi))): hi for hi in (2, 3, 8, 12, 13, 14, 64, 202, 224)}
     assert list(widths) == [2, 4, 8, 13, 32, 64, 224]
