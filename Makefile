@@ -20,7 +20,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 quickstart: install
-	$(BIN)/python -m eval.quickstart
+	$(BIN)/python eval/quickstart.py
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinov2.models.export import load_export
+from dinov2.train import checkpoint
+from dinov2.train.trainer import train
+from tests import tiny
+from tests.ranks import run_ranks
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(folder: str, objective: str, shard_set: str, name: str, stops: list[int | None]) -> dict[str, torch.Tensor]:
+    """Train, stopping and starting anew at ``stops``; every tensor of the last checkpoint."""
+    cfg = tiny.config(Path(folder), objective, Path(shard_set))
+    for stop in stops:
+        train(cfg, Path(folder) / name, stop_at=stop)
+    state = checkpoint.load(checkpoint.latest(Path(folder) / name))
+    moments = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
+    return {**state["objective"], **moments}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert a.keys() == b.keys() and not different, f"{len(different)} of {len(a)} differ: {different[:3]}"
+
+
+@pytest.mark.parametrize("objective", sorted(tiny.OBJECTIVES))
+def test_resumed_equals_uninterrupted_bit_for_bit(objective, tmp_path):
+    path = str(tiny.shards(tmp_path / "shards"))
+    whole = run(str(tmp_path), objective, path, "whole", [None])
+    assert_equal(whole, run(str(tmp_path), objective, path, "parts", [1, 4, None]))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("objective", ["simclr", "mae", "dino"])
+def test_resumed_equals_uninterrupted_on_ranks(objective, world, tmp_path):
+    path = str(tiny.shards(tmp_path / "shards"))
+    whole = run_ranks(run, world, str(tmp_path), objective, path, "whole", [None])
+    parts = run_ranks(run, world, str(tmp_path), objective, path, "parts", [3, None])
+    for rank in range(world):
+        assert_equal(whole[0], parts[rank])
+
+
+def test_accumulated_micro_batches_equal_one_batch_where_samples_do_not_meet(tmp_path):
+    path = tiny.shards(tmp_path / "shards")
+    cfg = tiny.config(tmp_path, "mae", path)
+    train(cfg, tmp_path / "one")
+    cfg.data.micro_batch = 2
+    train(cfg, tmp_path / "three")
+    one, three = (checkpoint.load(checkpoint.latest(tmp_path / n))["objective"] for n in ("one", "three"))
+    for name, value in one.items():
+        torch.testing.assert_close(three[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_a_run_explains_itself(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
+    export = train(cfg, tmp_path / "run")
+    encoder, header = load_export(export)
+    assert header["info"]["step"] == 6 and header["info"]["config"]["optim"]["base_lr"] == 1e-3
+    assert set(header["normalisation"]) == {"sentinel1_rtc", "sentinel2_l2a"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
+    assert {"grad_norm", "lr", "images_per_s", "data_wait"} <= losses[0].keys()
+    assert [line["step"] for line in lines if "health/rank" in line] == [3, 6]
+    assert (tmp_path / "run" / "config.yaml").exists() and "torch" in (tmp_path / "run" / "environment.txt").read_text()
+    view = {"imgs": torch.randn(1, 3, 16, 16), "chn_ids": torch.tensor([[700, -1, 1234]])}
+    assert encoder(view).shape == (1, 24)  # bands of no training sensor
+
+
+def test_metrics_after_the_last_checkpoint_of_a_killed_run_are_written_once(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
+    train(cfg, tmp_path / "run", stop_at=5)
+    checkpoint.latest(tmp_path / "run").unlink()  # as if killed between logging step 5 and saving it
+    train(cfg, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path):
+    path = tiny.shards(tmp_path / "shards")
+    train(tiny.config(tmp_path, "simclr", path), tmp_path / "run", stop_at=1)
+    with pytest.raises(ValueError, match=r"another config \(train\.seed: 0 -> 1\)"):
+        train(tiny.config(tmp_path, "simclr", path, seed=1), tmp_path / "run")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_key(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
+    train(cfg, tmp_path / "run", stop_at=2)
+    path = checkpoint.latest(tmp_path / "run")
+    state = checkpoint.load(path)
+    del state["objective"]["encoder.norm.bias"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"step-00000002\.pt does not fit.*missing encoder\.norm\.bias"):
+        train(cfg, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
+    train(cfg, tmp_path / "run", stop_at=2)
+    path = checkpoint.latest(tmp_path / "run")
+    state = checkpoint.load(path)
+    state["objective"]["projector.0.bias"][0] = float("inf")
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"step 2: .*loss.* not finite.*Samples of this batch: s0"):
+        train(cfg, tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run") == path
+
+
+def test_evaluation_is_called_on_schedule_and_logged(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"), evaluate_every=3)
+
+    def evaluate(export: Path, step: int) -> dict[str, float]:
+        load_export(export)
+        return {"eval/step": float(step)}
+
+    train(cfg, tmp_path / "run", evaluate=evaluate)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eval/step"] for line in lines if "eval/step" in line] == [3.0, 6.0]
+
+
+def command(config: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "--config-file", str(config), "--output-dir", str(out), *more]
+
+
+def test_killed_at_any_moment_the_run_goes_on_to_the_same_weights(tmp_path):
+    path = tiny.shards(tmp_path / "shards")
+    config = tiny.write_config(tmp_path / "a.yaml", tiny.raw_config("simclr", path, steps=40, save_every=1, keep=2))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    subprocess.run(command(config, tmp_path / "whole"), check=True, capture_output=True, env=environment)
+    kills = 0
+    for wait in (2, 3, 1):  # kill -9 a moment after a new checkpoint appeared: saving is most of what this run does
+        process = subprocess.Popen(command(config, tmp_path / "killed"), stdout=subprocess.DEVNULL, env=environment)
+        start = checkpoint.latest(tmp_path / "killed")
+        while process.poll() is None and checkpoint.latest(tmp_path / "killed") in (None, start):
+            time.sleep(0.001)
+        time.sleep(0.003 * wait)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 2
+    subprocess.run(command(config, tmp_path / "killed"), check=True, capture_output=True, env=environment)
+    a, b = (checkpoint.load(tmp_path / n / "checkpoints" / "step-00000040.pt")["objective"] for n in ("whole", "killed"))
+    assert_equal(a, b)
+
+
+def fails(config: Path, out: Path, *more: str) -> str:
+    done = subprocess.run(command(config, out, *more), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
+    path = tiny.shards(tmp_path / "shards")
+    config = tiny.write_config(tmp_path / "a.yaml", tiny.raw_config("simclr", path))
+    out = tmp_path / "run"
+    assert "temprature" in (line := fails(config, out, "objective.temprature=1")) and "temperature" in line
+    assert "objective 'simcrl'; did you mean 'simclr'?" in fails(config, out, "objective.name=simcrl")
+    assert "patch_size 5 does not divide" in fails(config, out, "model.patch_size=5")
+    assert "fewer than the global batch_size of 64" in fails(config, out, "data.batch_size=64")
+    assert "no 'sentinel2_l1c'" in fails(config, out, "data.images=[sentinel2_l1c]")
+    assert "float16 needs a GPU" in fails(config, out, "train.precision=float16")
+    (tmp_path / "file").write_text("")
+    assert "file" in fails(config, tmp_path / "file" / "run")
+    shard = path / "shard-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-512])
+    assert "shard-000001.tar" in fails(config, out)
+    shard.unlink()
+    assert "shard-000001.tar" in (line := fails(config, out)) and "absent" in line
+    flipped = bytearray(whole)
+    flipped[2000] ^= 1
+    shard.write_bytes(flipped)
+    assert "shard-000001.tar" in fails(config, out, "data.max_damage=0")
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    path = tiny.shards(tmp_path / "shards")
+    config = tiny.write_config(tmp_path / "a.yaml", tiny.raw_config("dino", path))
+    done = subprocess.run(command(config, tmp_path / "run", "--dry-run"), check=True, capture_output=True, text=True)
+    assert "trainable parameters" in done.stdout and "seconds per step" in done.stdout
+    assert not (tmp_path / "run").exists()

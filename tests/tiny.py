@@ -1,0 +1,78 @@
+"""A run small enough to be repeated many times: shards of two sensors, and configs of every objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from dinov2.data.sample import ImageSpec, Sample
+from dinov2.data.shards import write_shards
+from dinov2.train import schema
+
+FINE = ImageSpec("sentinel2_l2a", 10, ("B02", "B03", "B04", "B08"), "uint16", "reflectance", 1e-4, 0.0, 0)
+COARSE = ImageSpec("sentinel2_l2a", 20, ("B05", "B11"), "uint16", "reflectance", 1e-4, 0.0, 0)
+RADAR = ImageSpec("sentinel1_rtc", 10, ("VV", "VH"), "float32", "linear_power", nodata=-32768.0)
+
+
+def samples(count: int):
+    """Optical, radar, both, in turn: ranks and batches differ in what they hold."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        images = {}
+        if i % 3 != 1:
+            images[FINE.key] = (FINE, rng.integers(500, 4000, (4, 32, 32)).astype(np.uint16))
+            images[COARSE.key] = (COARSE, rng.integers(500, 4000, (2, 16, 16)).astype(np.uint16))
+        if i % 3 != 0:
+            images[RADAR.key] = (RADAR, rng.gamma(2.0, 0.05 * (1 + i % 5), (2, 32, 32)).astype(np.float32))
+        pixels, specs = {k: v[1] for k, v in images.items()}, {k: v[0] for k, v in images.items()}
+        yield Sample(f"s{i:03d}", pixels, specs, labels={"scene": i % 3})
+
+
+def shards(folder: Path, count: int = 36) -> Path:
+    """A shard set in ``folder``."""
+    write_shards(samples(count), folder, samples_per_shard=12)
+    return folder
+
+
+OBJECTIVES = {
+    **{
+        name: {"size": 16, "bands": [2, 4], "hidden_dim": 24, "projection_dim": 12, "projector_layers": 2}
+        for name in ("simclr", "moco", "byol", "barlow")
+    },
+    "mae": {"size": 16, "bands": [2, 4], "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "target_bands": 2},
+    "dino": {
+        "global_size": 16,
+        "local_size": 8,
+        "local_crops": 2,
+        "global_bands": [2, 4],
+        "local_bands": [1, 2],
+        "prototypes": 24,
+        "hidden_dim": 16,
+        "bottleneck_dim": 8,
+    },
+}
+
+
+def raw_config(objective: str, shard_set: Path, **train) -> dict:
+    """What a YAML file for a tiny run would hold."""
+    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2, "attn_dim": 24, "attn_heads": 2}
+    return {
+        "data": {"shards": [str(shard_set)], "batch_size": 6, "workers": 0},
+        "model": {"arch": "vit_tiny", "patch_size": 4, "image_size": 16, "layer_scale": 0.1, **sizes},
+        "objective": {"name": objective, **OBJECTIVES[objective]},
+        "optim": {"base_lr": 1e-3, "scaling": "none", "warmup_steps": 2, "teacher_temp_warmup_steps": 3},
+        "train": {"steps": 6, "log_every": 1, "save_every": 2, "health_every": 3, "collapse_std": 0.0, **train},
+    }
+
+
+def write_config(path: Path, raw: dict) -> Path:
+    """``raw`` as a YAML file."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(raw)))
+    return path
+
+
+def config(folder: Path, objective: str, shard_set: Path, **train):
+    """The resolved configuration of a tiny run."""
+    return schema.load(write_config(folder / f"{objective}.yaml", raw_config(objective, shard_set, **train)))
