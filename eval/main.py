@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
-from rich.table import Table  # noqa: E402
+from rich.table import Column, Table  # noqa: E402
 
 from dinov2 import cli, distributed, env  # noqa: E402
 from eval import schema  # noqa: E402
@@ -38,7 +38,7 @@ __all__ = ["evaluate", "main"]
 def show(rows: Sequence[Row], failed: Sequence[str]) -> None:
     """The table, the verdicts (red where a floor is not beaten) and the failures."""
     console = Console(highlight=False)
-    table = Table("config", "model", "role", "accuracy % [95 % CI]", "n")
+    table = Table("config", Column("model", overflow="fold"), "role", "accuracy % [95 % CI]", "n")
     for line in summarise(rows):
         table.add_row(line.config, line.model, line.role, escape(percent(line)), str(line.n))
     console.print(table)

@@ -22,9 +22,8 @@ def confusion_matrix(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 def summarise(confusion: Tensor) -> dict[str, float]:
     """Overall accuracy, mean accuracy (mean recall) and mean F1; classes absent from the truth are left out."""
     per_class = class_scores(confusion)
-    total = confusion.sum()
     return {
-        "accuracy": float(confusion.diagonal().sum() / total),
+        "accuracy": int(confusion.diagonal().sum()) / int(confusion.sum()),
         "mean_accuracy": float(np.nanmean(per_class["recall"])),
         "mean_f1": float(np.nanmean(per_class["f1"])),
     }

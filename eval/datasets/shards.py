@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import ShardSet
 from dinov2.env import expand
-from eval.datasets.base import EvalDataset, Split
+from eval.datasets.base import SPLITS, EvalDataset, Split
 
 Rule = Callable[[Sample], str]  # sample (without pixels) -> split
 
@@ -24,6 +24,7 @@ def shards(
     val_root: str | None = None,
     test_root: str | None = None,
     split_by: str = "key",
+    val_by: str | None = None,
     val: Any = 0.2,
     test: Any = 0.2,
     images: list[str] | None = None,
@@ -32,65 +33,85 @@ def shards(
     ignore: tuple[int, ...] = (-1,),
     classes: list[str] | None = None,
 ) -> EvalDataset:
-    """Classification of whole samples by ``labels[label]``.
+    """Classification of whole samples by ``labels[label]``; ``title`` names it in tables (None: ``FOLDER/label``).
 
     The training samples lie in ``root``. Validation and test samples lie in ``val_root`` and ``test_root``; a split
     without a root of its own is cut from ``root``: by the field ``split_by`` (``key`` or ``meta.NAME``), whose values
-    are listed in ``val`` and ``test``, or assigned by a stable hash where these are fractions. Samples that share a
-    value are never separated, so a field that names the place keeps neighbours together. ``title`` names the dataset
-    in tables (None: ``FOLDER/label``). ``images`` are image keys or
-    sensor names (None: all of the set). Samples without the label, or with one of ``ignore``, are left
-    out and counted.
+    are listed in ``test`` and ``val``, or assigned by a stable hash where these are fractions. Samples that share a
+    value are never separated, so a field that names the place keeps neighbours together. ``val_by`` is another field
+    for validation: whole scenes may be held out for test and single chips of the others for validation.
+    ``images`` are image keys or sensor names (None: all of the set). Samples without the label, or with one of
+    ``ignore``, are left out and counted.
     """
     roots = {"train": root, "val": val_root, "test": test_root}
     sets = {name: ShardSet.open(expand(path)) for name, path in roots.items() if path}
     specs = chosen_specs(sets, images, bands)
-    rule = split_rule(split_by, **{k: v for k, v in (("val", val), ("test", test)) if k not in sets})
-    smallest = max(specs, key=lambda spec: spec.gsd_m).key  # what is read along with the labels
-    found: dict[str, list[tuple[str, int, int, int]]] = {"train": [], "val": [], "test": []}
+    rule = split_rule(
+        split_by, val_by or split_by, **{k: v for k, v in (("val", val), ("test", test)) if k not in sets}
+    )
+    places: dict[str, list[Place]] = {name: [] for name in SPLITS}
     ignored = 0
     for owner, source in sets.items():
-        for shard, count in enumerate(source.counts):
-            for index in range(int(count)):
-                sample = source.read(shard, index, images={smallest}, labels=())
-                value = label_value(sample, label, owner)
-                if value is None or value in ignore:
-                    ignored += 1
-                else:
-                    split = rule(sample) if owner == "train" else owner
-                    found[split].append((sample.key, value, shard, index))
-    if not any(found.values()):
+        for place, sample in walk(source, specs):
+            value = label_value(sample, label, owner)
+            if value is None or value in ignore:
+                ignored += 1
+            else:
+                split = rule(sample) if owner == "train" else owner
+                places[split].append(Place(sample.key, value, *place))
+    if not any(places.values()):
         raise ValueError(f"no sample of {root} has the label {label!r}; it has {', '.join(sorted(sample.labels))}")
-    keys = {spec.key for spec in specs}
-    splits = {}
-    for name, rows in found.items():
-        source = sets.get(name, sets["train"])
-        splits[name] = Split(
-            [r[0] for r in rows], [r[1] for r in rows], Reader(source, [(r[2], r[3]) for r in rows], keys)
-        )
-    names = class_names(sets["train"], label, classes, max((r[1] for rows in found.values() for r in rows), default=0))
+    splits = {name: split_of(sets.get(name, sets["train"]), found, specs) for name, found in places.items()}
+    names = class_names(sets["train"], label, classes, max(p.label for found in places.values() for p in found))
     digest = hashlib.sha256(repr([(n, s.digest) for n, s in sets.items()]).encode()).hexdigest()[:12]
     title = title or f"{Path(root).name}/{label}"
     return EvalDataset(title, names, splits, specs, tuple(bands) if bands else None, size, digest, ignored)
 
 
-def split_rule(by: str, *, val: Any = (), test: Any = ()) -> Rule:
-    """Sample -> split. ``val`` and ``test`` are both fractions (hash of the field) or both lists of its values."""
-    fractions = [x for x in (val, test) if isinstance(x, int | float)]
-    if fractions and any(isinstance(x, list) and x for x in (val, test)):
-        raise ValueError("dataset.val and dataset.test must both be fractions or both be lists of values")
-    if fractions and not (all(x > 0 for x in fractions) and sum(fractions) < 1):
-        raise ValueError(f"dataset.val and dataset.test are {fractions}; they must be positive with a sum below 1")
-    test_share, val_share = (x if isinstance(x, int | float) else 0.0 for x in (test, val))
+class Place(NamedTuple):
+    """A labelled sample and where it is stored."""
+
+    key: str
+    label: int
+    shard: int
+    number: int
+
+
+def walk(source: ShardSet, specs: Sequence[ImageSpec]) -> Iterator[tuple[tuple[int, int], Sample]]:
+    """Every sample's place and labels; of its pixels only the coarsest image is read."""
+    coarsest = max(specs, key=lambda spec: spec.gsd_m).key
+    for shard, count in enumerate(source.counts):
+        for index in range(int(count)):
+            yield (shard, index), source.read(shard, index, images={coarsest}, labels=())
+
+
+def split_of(source: ShardSet, places: Sequence[Place], specs: Sequence[ImageSpec]) -> Split:
+    """These samples with the images that are shown."""
+    reader = Reader(source, [(p.shard, p.number) for p in places], {spec.key for spec in specs})
+    return Split([p.key for p in places], [p.label for p in places], reader)
+
+
+def split_rule(by: str, val_by: str, *, val: Any = 0.0, test: Any = 0.0) -> Rule:
+    """Sample -> split; ``test`` is decided first. Each is a list of the field's values or a fraction, met by a hash."""
+    shares = {name: part for name, part in (("val", val), ("test", test)) if not isinstance(part, list)}
+    if not all(isinstance(x, int | float) and 0 <= x < 1 for x in shares.values()) or sum(shares.values()) >= 1:
+        given = " and ".join(f"dataset.{name} {part!r}" for name, part in shares.items())
+        raise ValueError(f"{given}: give lists of values, or fractions from 0 with a sum below 1")
+    after_test = shares.get("test", 0) if val_by == by else 0  # one hash decides both: they must not overlap
 
     def rule(sample: Sample) -> str:
-        value = str(field_value(sample, by))
-        if not fractions:
-            return "test" if value in map(str, test) else "val" if value in map(str, val) else "train"
-        at = int(hashlib.sha256(value.encode()).hexdigest()[:8], 16) / 2**32
-        return "test" if at < test_share else "val" if at < test_share + val_share else "train"
+        if belongs(field_value(sample, by), test, 0):
+            return "test"
+        return "val" if belongs(field_value(sample, val_by), val, after_test) else "train"
 
     return rule
+
+
+def belongs(value: Any, part: list[Any] | float, start: float) -> bool:
+    """Whether ``value`` is listed in ``part``, or its hash, uniform in [0, 1), lies in the share after ``start``."""
+    if isinstance(part, list):
+        return str(value) in map(str, part)
+    return start <= int(hashlib.sha256(str(value).encode()).hexdigest()[:8], 16) / 2**32 < start + part
 
 
 def field_value(sample: Sample, by: str) -> Any:

@@ -38,6 +38,14 @@ def test_listed_values(shards):
     assert len(dataset.splits["train"]) == 84
 
 
+def test_whole_places_for_test_single_samples_for_validation(shards):
+    dataset = build_dataset(options(shards, test=["p3", "p4"], val=0.4, val_by="key"))
+    assert places(dataset, "test") == {"p3", "p4"}
+    assert not places(dataset, "test") & (places(dataset, "train") | places(dataset, "val"))
+    assert places(dataset, "val") & places(dataset, "train")
+    assert 20 < len(dataset.splits["val"]) < 50
+
+
 def test_the_split_does_not_depend_on_how_shards_are_cut(tmp_path, shards, tools):
     again = tools.write(tmp_path / "world", reversed(list(tools.samples(96, radar=True))), per_shard=7)
     one, two = build_dataset(options(shards)), build_dataset(options(again))
@@ -48,7 +56,7 @@ def test_the_split_does_not_depend_on_how_shards_are_cut(tmp_path, shards, tools
 
 
 def test_fractions_are_met(tools):
-    rule = split_rule("key", val=0.1, test=0.3)
+    rule = split_rule("key", "key", val=0.1, test=0.3)
     names = [rule(s) for s in tools.samples(3000)]
     assert abs(names.count("test") / 3000 - 0.3) < 0.03
     assert abs(names.count("val") / 3000 - 0.1) < 0.02
@@ -104,8 +112,8 @@ def test_splits_travel_to_loader_processes(shards):
         ({"label": "cloud"}, "no sample of .* has the label 'cloud'; it has scene, share"),
         ({"split_by": "meta.plaice"}, "has key, meta.cloud, meta.place"),
         ({"val": ["nowhere"], "test": ["p1"]}, "the val split is empty"),
-        ({"val": 0.5, "test": 0.5}, "positive with a sum below 1"),
-        ({"val": 0.5, "test": ["p1"]}, "both be fractions or both be lists"),
+        ({"val": 0.5, "test": 0.5}, "fractions from 0 with a sum below 1"),
+        ({"val": "p1"}, "give lists of values"),
         ({"images": ["sentinel3"]}, "known: sentinel1_rtc-10m, sentinel2_l2a-10m"),
         ({"bands": ["B99"]}, "dataset.bands B99 not in"),
         ({"classes": ["one", "two"]}, "labels run from 0 to 2, but there are 2 classes"),
