@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -37,6 +38,8 @@ def attention_kernel(name: str | None = None) -> AttentionKernel:
     name = name or os.environ.get("EOSSL_ATTENTION", "sdpa")
     if name not in KERNELS:
         raise ValueError(f"EOSSL_ATTENTION={name!r} is not one of {', '.join(KERNELS)}")
+    if name == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise ValueError("EOSSL_ATTENTION=xformers, but xformers is not installed: pip install 'eo-ssl[xformers]'")
     log.info("attention kernel: %s", name)
     return KERNELS[name]
 

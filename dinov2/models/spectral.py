@@ -81,7 +81,7 @@ class SpectralPatchEmbed(nn.Module):
 
     def fold(self) -> Fold:
         """The parameters' products; kept between calls in evaluation until a parameter changes."""
-        conv, query, k, v = self._folded()
+        conv, query, k, v = self._linear_maps()
         if self.training or torch.is_grad_enabled():
             self._cached = None
             return self._multiply()
@@ -90,12 +90,12 @@ class SpectralPatchEmbed(nn.Module):
             self._cached = (key, self._multiply())
         return self._cached[1]
 
-    def _folded(self) -> tuple[nn.Conv3d, Tensor, nn.Linear, nn.Linear]:
+    def _linear_maps(self) -> tuple[nn.Conv3d, Tensor, nn.Linear, nn.Linear]:
         conv, xattn = self.conv3d["conv3d"], self.chnfus.xattn
         return conv, self.chnfus.query, xattn["inproj_k"], xattn["inproj_v"]  # type: ignore[return-value]
 
     def _multiply(self) -> Fold:
-        conv, query, k, v = self._folded()
+        conv, query, k, v = self._linear_maps()
         dtype = torch.promote_types(query.dtype, torch.float32)
         h, d = self.heads, query.shape[-1] // self.heads
         weight = conv.weight.flatten(1).to(dtype)  # W [D, P2]
@@ -106,7 +106,7 @@ class SpectralPatchEmbed(nn.Module):
 
     def channel_terms(self, ids: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Ids ``[B, C(, 2)]`` -> the channels' part of scores ``[B, C, H]`` and of values ``[B, C, D]``."""
-        conv, _, k, v = self._folded()
+        conv, _, k, v = self._linear_maps()
         assert conv.bias is not None
         b, c = ids.shape[:2]
         rows, where = ids.flatten(0, 1), None
@@ -133,11 +133,14 @@ class SpectralPatchEmbed(nn.Module):
             id_scores, id_values = self.channel_terms(ids, fold.keys)
         autocast = torch.is_autocast_enabled(device)
         patches = patchify(imgs, self.patch_size, keep).to(torch.get_autocast_dtype(device) if autocast else imgs.dtype)
-        attention = self.attend(patches, fold.scores, id_scores, masks)  # [B, L, C, H]
+        attention = self.attend(patches, fold.scores, id_scores, masks)  # [B, L, H, C]
         return self.proj(self.chnfus.layer_norm(self.gather_values(patches, attention, fold.values, id_values)))
 
     def _checked_ids(self, ids: Tensor, masks: Tensor | None, channels: int) -> Tensor:
+        """The ids that the channel embedding reads: pairs where it wants full spectra, else centres."""
         chnemb = self.chnfus.chnemb
+        if chnemb.full_spectra and ids.ndim == 2:
+            raise ValueError("this encoder reads full spectra: chn_ids must be [B, C, 2], (centre, sigma) in nm")
         if ids.device.type == "cpu":
             check_channels(ids, masks, channels, terrain=chnemb.embed_terrain is not None)
         elif masks is not None:  # collate has checked on the CPU; this catches other callers without a device sync
@@ -146,7 +149,7 @@ class SpectralPatchEmbed(nn.Module):
 
     @staticmethod
     def attend(patches: Tensor, weight: Tensor, id_scores: Tensor, masks: Tensor | None) -> Tensor:
-        """Attention over channels ``[B, L, H, C]`` of patches ``[B, L, C, P2]``, softmax in at least float32."""
+        """Attention over channels ``[B, L, H, C]`` for patches ``[B, L, C, P2]``, softmax in at least float32."""
         scores = F.linear(patches, weight.to(patches.dtype)).to(id_scores.dtype) + id_scores[:, None]  # [B, L, C, H]
         if masks is not None:
             scores = scores.masked_fill(masks[:, None, :, None], float("-inf"))

@@ -152,7 +152,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"the encoder has blocks 0..{depth - 1}; cannot return {n}")
         h, w = self.grid(x)
         tokens = self.tokens(x, None, None, None)
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             tokens = block(tokens)
             if number in wanted:
                 parts = self.split(self.norm(tokens) if norm else tokens)

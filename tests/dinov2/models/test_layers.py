@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 import torch
 
@@ -32,10 +34,16 @@ def test_xformers_kernel_is_the_same_function() -> None:
 
 
 def test_kernel_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attention_kernel("xformers") is xformers_attention
+    assert attention_kernel("sdpa") is sdpa
     monkeypatch.setenv("EOSSL_ATTENTION", "fast")
     with pytest.raises(ValueError, match="'fast' is not one of sdpa, xformers"):
         attention_kernel.__wrapped__()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
+def test_missing_extra_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="xformers is not installed: pip install"):
+        attention_kernel("xformers")
 
 
 def test_swiglu_hidden_size_is_two_thirds_rounded_up_to_eight() -> None:

@@ -251,6 +251,11 @@ def test_ids_of_another_number_of_channels_are_refused() -> None:
         pair()[0]({**x, "imgs": x["imgs"][:, :2]})
 
 
+def test_full_spectra_need_pairs() -> None:
+    with pytest.raises(ValueError, match=r"chn_ids must be \[B, C, 2\]"):
+        pair(full_spectra=True)[0](view([[443, 665]]))
+
+
 def test_patch_must_divide_the_image() -> None:
     with pytest.raises(ValueError, match="9 x 12 pixels: the patch size 4"):
         pair()[0](view([[443]], size=(9, 12)))
