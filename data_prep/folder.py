@@ -181,7 +181,7 @@ def make(item: Item, *, product: Product, args: argparse.Namespace) -> Sample | 
     chip, spec = item.chip, product.spec
     with rasterio.open(chip.path) as raster:
         if chip.is_cut(raster):
-            return Skip(f"the raster ends inside a chip of {chip.size} pixels")
+            return Skip(f"at the raster's edge, smaller than --chip {chip.size}")
         window = chip.window(raster)
         image = raster.read(product.indices, window=window)
         footprint, crs = place(raster, window)

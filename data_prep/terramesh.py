@@ -109,7 +109,7 @@ def make(chip: Chip, *, src: Path, folders: tuple[str, ...], offsets: dict[str, 
     images, specs, times = {}, {}, {}
     with rasterio.open(chip.path) as raster:
         if chip.is_cut(raster):
-            return Skip(f"the scene ends inside a chip of {chip.size} pixels")
+            return Skip(f"at the scene's edge, smaller than --chip {chip.size}")
         shape, corner = raster.shape, (raster.transform.c, raster.transform.f)
         footprint, crs = place(raster, chip.window(raster))
     labels: dict[str, np.ndarray | int] = {}

@@ -24,6 +24,8 @@ COARSE = {
 }
 FINE = {"broadleaf": 0.22, "conifer": 0.22, "green_crop": 0.05, "straw": 0.05, "bright_soil": 0.06, "dark_soil": 0.06,
         "asphalt": -0.2, "concrete": 0.3, "tile": 0.3}  # fmt: skip
+# share of falling snow that stays in sight on water, forest, meadow, crop, bare, built: crowns and stalks stick out
+SNOW_HOLD = np.array([0.0, 0.3, 0.75, 0.95, 1.0, 0.7], np.float32)
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,7 @@ def surface_maps(land: Land, now: Conditions) -> np.ndarray:
         texture = COARSE.get(name, 0.0) * land.coarse + FINE.get(name, 0.0) * land.fine
         maps[k] *= np.maximum(1.0 + texture, 0.1)
     if now.snow_cover:
-        lies = (land.layout.cover != WATER) * np.clip(now.snow_cover + 0.15 * land.coarse, 0, 1)
-        lies = lies * np.where(land.layout.cover == FOREST, 0.3, 1.0)  # crowns shed snow
+        lies = SNOW_HOLD[land.layout.cover] * np.clip(now.snow_cover + 0.15 * land.coarse, 0, 1)
         maps *= 1 - lies
         maps[K["snow"]] += lies
     return maps

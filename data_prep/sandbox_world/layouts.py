@@ -57,7 +57,10 @@ def coast(grid: Grid, fraction: float) -> np.ndarray:
     x, y = grid.xy
     angle = grid.rng.uniform(0, 2 * np.pi)
     return lowest(
-        x * np.cos(angle) + y * np.sin(angle) + grid.rng.uniform(30, 80) * grid.noise(grid.rng.uniform(60, 150), octaves=3), fraction
+        x * np.cos(angle)
+        + y * np.sin(angle)
+        + grid.rng.uniform(30, 80) * grid.noise(grid.rng.uniform(60, 150), octaves=3),
+        fraction,
     )
 
 

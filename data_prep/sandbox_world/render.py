@@ -12,7 +12,13 @@ import numpy as np
 from data_prep.sandbox_world.conditions import Conditions
 from data_prep.sandbox_world.geometry import Grid, average, lowest
 from data_prep.sandbox_world.land import Land, surface_maps
-from data_prep.sandbox_world.spectra import SURFACES, VISIBLE_TO_SWIR, backscatter, band_reflectance
+from data_prep.sandbox_world.spectra import (
+    SURFACES,
+    VISIBLE_TO_SWIR,
+    backscatter,
+    band_reflectance,
+    vapour_transmission,
+)
 from dinov2.data.sample import ImageSpec
 from dinov2.sensors import Band, Sensor
 
@@ -62,8 +68,9 @@ class View:
         ground = np.einsum("ck,khw->chw", band_reflectance(bands), clear, optimize=True)
         clouds = band_reflectance(bands, ("cloud",))[:, :, None] * average(self.cloud, factor)
         wavelength = np.array([b.centre_nm for b in bands], float)
-        path = self.now.haze * (wavelength / 550.0) ** -self.now.haze_exponent
-        return self.now.gain * (1 - path)[:, None, None] * ground + clouds + path[:, None, None]
+        seen = (self.now.gain * ground + clouds) * vapour_transmission(bands)[:, None, None]
+        path = (self.now.haze * (wavelength / 550.0) ** -self.now.haze_exponent)[:, None, None]
+        return (1 - path) * seen + path
 
     def radar(self, bands: tuple[Band, ...], factor: int, rng: np.random.Generator) -> np.ndarray:
         """Linear-power gamma0 ``[C, h, w]`` with gamma-distributed speckle; clouds are transparent."""

@@ -17,6 +17,7 @@ from dinov2.sensors import FWHM_PER_SIGMA, Band
 
 WAVELENGTHS = np.arange(350.0, 2601.0, 1.0)
 VISIBLE_TO_SWIR = (400.0, 2500.0)  # centre wavelengths (nm) that the world can be rendered for
+VAPOUR = ((1350.0, 1410.0), (1810.0, 1950.0))  # nm, opaque on the way from the sun to the ground and back
 
 # surface -> {wavelength nm: reflectance}
 REFLECTANCE: dict[str, dict[int, float]] = {
@@ -87,6 +88,11 @@ def band_reflectance(bands: tuple[Band, ...], surfaces: Sequence[str] = SURFACES
     """Reflectance of every surface seen through every optical band, float32 ``[C, K]``."""
     curves = np.stack([curve(s) for s in surfaces], axis=1).astype(np.float32)  # [2251, K]
     return responses(bands) @ curves
+
+
+def vapour_transmission(bands: Sequence[Band]) -> np.ndarray:
+    """Share of light that water vapour lets through, ``[C]``: nearly nothing in ``VAPOUR`` (cirrus band included)."""
+    return np.array([0.01 if any(low < (b.centre_nm or 0) < high for low, high in VAPOUR) else 1.0 for b in bands])
 
 
 def backscatter(bands: Sequence[Band]) -> np.ndarray:

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from data_prep.sandbox import World
-from data_prep.sandbox_world.layouts import SCENES
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from data_prep.sandbox import World
+from data_prep.sandbox_world.layouts import SCENES
 
 
 def draw(split: str, n: int) -> tuple[Tensor, Tensor, np.ndarray]:
