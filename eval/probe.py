@@ -69,25 +69,27 @@ def train_heads(
     ``batch_size / 256``. All heads start from the same numbers and see the same batches.
     """
     draw = torch.Generator().manual_seed(seed)
-    batch_size = min(batch_size, len(x))
-    weight = (INIT_STD * torch.randn(x.shape[1], classes, generator=draw)).to(x).repeat(len(rates), 1, 1)  # [G, D, K]
-    bias = x.new_zeros(len(rates), 1, classes)
-    lr = x.new_tensor(rates).mul(batch_size / 256).view(-1, 1, 1)
-    target = F.one_hot(y, classes).to(x)  # [N, K]
+    (n, d), g = x.shape, len(rates)
+    batch_size = min(batch_size, n)
+    start = (INIT_STD * torch.randn(d, classes, generator=draw)).to(x)  # [D, K]
+    weight = start.repeat(1, g)  # [D, G*K]: all heads side by side, so a step is two matrix products
+    bias = x.new_zeros(g * classes)
+    lr = x.new_tensor(rates).mul(batch_size / 256).repeat_interleave(classes)  # [G*K]
+    target = F.one_hot(y, classes).to(x).unsqueeze(1)  # [N, 1, K]
     velocity, velocity_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-    per_epoch = math.ceil(len(x) / batch_size)
+    per_epoch = math.ceil(n / batch_size)
     for step in range(epochs * per_epoch):
         if step % per_epoch == 0:
-            order = torch.randperm(len(x), generator=draw).to(x.device)
+            order = torch.randperm(n, generator=draw).to(x.device)
         rows = order[step % per_epoch * batch_size :][:batch_size]
-        probability = (x[rows] @ weight + bias).softmax(-1)  # [G, B, K]
-        error = (probability - target[rows]) / len(rows)  # gradient of the mean cross entropy
-        velocity.mul_(MOMENTUM).add_(x[rows].T @ error)
-        velocity_bias.mul_(MOMENTUM).add_(error.sum(1, keepdim=True))
+        logits = torch.addmm(bias, x[rows], weight).view(-1, g, classes)  # [B, G, K]
+        error = ((logits.softmax(-1) - target[rows]) / len(rows)).flatten(1)  # gradient of the mean cross entropy
+        velocity.mul_(MOMENTUM).addmm_(x[rows].T, error)
+        velocity_bias.mul_(MOMENTUM).add_(error.sum(0))
         now = lr * 0.5 * (1 + math.cos(math.pi * step / (epochs * per_epoch)))
         weight -= now * velocity
         bias -= now * velocity_bias
-    return weight, bias.squeeze(1)
+    return weight.view(d, g, classes).transpose(0, 1), bias.view(g, classes)
 
 
 def linear(
