@@ -8,6 +8,7 @@ from dinov2.data.render import render, render_sample
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.stats import Normalisation
 from dinov2.data.views import Augment, draw, full_view
+from dinov2.distributed import device
 
 STILL = Augment(flip=False, jitter_probability=0.0, speckle_looks=0.0)
 
@@ -22,10 +23,10 @@ def test_batch_equals_samples_one_by_one(samples, norm, seed, size):
     ]
     augment = Augment(simulate=0.5, speckle_looks=4)
     raws = [draw(s, specs, augment, norm, (seed, 1, i)) for i, s in enumerate(samples * 2)]
-    batch = render(collate(raws), "cpu")
+    batch = render(collate(raws), device())  # the GPU where there is one
     for i, raw in enumerate(raws):
         for name, reference in render_sample(raw).items():
-            view = {k: v.unflatten(0, (-1, len(raws)))[:, i] for k, v in batch.views[name].items()}
+            view = {k: v.cpu().unflatten(0, (-1, len(raws)))[:, i] for k, v in batch.views[name].items()}
             assert view.keys() == reference.keys()
             assert torch.allclose(view.pop("imgs"), reference["imgs"], atol=1e-4)
             assert all(torch.equal(view[k], reference[k]) for k in view)
