@@ -22,7 +22,7 @@ from dinov2.train.schedules import cosine, scaled_lr
 from tests.golden.adapters_models import sizes
 from tests.golden.harness import Adapter, Fixture, gradients
 
-RULES = {"sqrt_wrt_1024": "sqrt_1024"}
+RULES = {"sqrt_wrt_1024": "sqrt_1024", "linear_wrt_256": "linear_256"}
 
 
 def tracked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,9 +144,8 @@ def ibot_loss(fixture: Fixture) -> dict[str, Tensor]:
     out = {}
     for step in range(c["centering_steps"]):
         out[f"out/centering/probs_step{step}"] = centred(teacher, centre, c["teacher_temp"])
-        if step == 0:
-            centre = moved(centre, teacher, c["center_momentum"])
-            out["out/centering/center_after1"] = centre[None, None]
+        centre = moved(centre, teacher, c["center_momentum"])
+        out[f"out/centering/center_after{step + 1}"] = centre[None, None]
     for case in c["sinkhorn"]:
         padded = torch.cat([teacher, torch.full((case["pad_rows"], c["K"]), case.get("pad_value", 0.0))])
         real = torch.arange(len(padded)) < case["n_masked_patches"]
@@ -204,7 +203,7 @@ def build_dino(model: Mapping[str, Any], **options: Any) -> DINO:
 
 def ssl_step(fixture: Fixture) -> dict[str, Tensor]:
     c, x, state = fixture.config, fixture.inputs, fixture.state
-    model = {**c["student"], **c[c["student"]["arch"]], "init_values": c["student"]["layerscale"]}
+    model = {**c["student"], **c[c["student"]["arch"]], "init_values": c["student"]["layerscale"] or None}
     model["img_size"] = model.get("pos_emb_img_size", c["crops"]["global_crops_size"])
     if "student.backbone.patch_embed.proj.weight" in state and model.get("embed_layer") != "PanopticonPE":
         model["in_chans"] = state["student.backbone.patch_embed.proj.weight"].shape[1]
@@ -222,6 +221,7 @@ def ssl_step(fixture: Fixture) -> dict[str, Tensor]:
         student_temp=c["student_temp"],
         center_momentum=c["center_momentum"],
     )
+    assert c["dino"]["loss_weight"] == 1.0, "our class-token loss has weight 1"
     centres = ("dino_loss.center", "ibot_patch_loss.center")  # ours live in the bottleneck: 0 is the one they share
     assert not any(state[name].any() for name in centres), "the reference's centre must start at 0"
     ours = {our_name(name): tensor for name, tensor in state.items() if name not in centres}
@@ -229,7 +229,8 @@ def ssl_step(fixture: Fixture) -> dict[str, Tensor]:
     objective.load_state_dict(ours | {name: b for name, b in objective.named_buffers() if name.startswith("centre_")})
 
     def view(name: str) -> dict[str, Tensor]:
-        return {"imgs": x[name]} if name in x else {key: x[f"{name}/{key}"] for key in ("imgs", "chn_ids")}
+        parts = {key.removeprefix(f"{name}/"): t for key, t in x.items() if key.startswith(f"{name}/")}
+        return parts or {"imgs": x[name]}
 
     crops = {"global": view("collated_global_crops") | {"masks": x["collated_masks"]}}
     if c["crops"]["local_crops_number"]:

@@ -1,7 +1,10 @@
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dinov2.data.batch import Batch
 from dinov2.distributed import average_gradients, mean, rank, world
@@ -32,9 +35,9 @@ def build(**options):
     )
     sizes = {"prototypes": 32, "hidden_dim": 24, "bottleneck_dim": 8, "local_crops": SIZES["local"][0]}
     objective = DINO(encoder, global_size=32, local_size=16, **{**sizes, **options})
-    with torch.no_grad():  # a teacher that differs from the student, a mask token and codes that are not zero
-        for p in objective.parameters():
-            p += 0.05 * torch.randn_like(p)
+    with torch.no_grad():  # a teacher unlike the student, heads that have opinions, a mask token that is not zero
+        for name, p in objective.named_parameters():
+            p += (0.5 if "heads" in name else 0.1) * torch.randn_like(p)
     return objective
 
 
@@ -199,8 +202,10 @@ def test_teacher_follows_without_dropping_paths_and_is_what_is_exported():
         fresh.patch_embed._cached = None
         torch.testing.assert_close(after, fresh(crops))
     assert (after - before).abs().max() > 1e-4
-    expected = 0.9 * build(drop_path=0.5).teacher_encoder.cls_token + 0.1 * objective.encoder.cls_token
-    torch.testing.assert_close(objective.teacher_encoder.cls_token, expected.detach())
+    students, at_start = dict(objective.named_parameters()), dict(build(drop_path=0.5).named_parameters())
+    for name in ("encoder.cls_token", "heads.cls.last_layer.weight_v"):
+        expected = 0.9 * at_start[f"teacher_{name}"] + 0.1 * students[name]
+        torch.testing.assert_close(students[f"teacher_{name}"], expected)
 
 
 def test_no_local_crops():
@@ -244,3 +249,18 @@ def test_bfloat16_autocast_comes_close_to_float32(centering):
     (loss, grad), (half_loss, half_grad) = grads
     assert half_loss == pytest.approx(loss, rel=0.01)
     assert torch.cosine_similarity(grad, half_grad, dim=0) > 0.99
+
+
+def test_it_learns_to_tell_samples_apart():
+    objective, batch = build(prototypes=64), make_batch(range(12))
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(60):
+        terms = objective(batch, replace(NOW, momentum=0.97, teacher_temp=0.04))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0)
+        optimizer.step()
+        objective.after_step(replace(NOW, momentum=0.97))
+    uniform = 6 / 8 * math.log(64)  # what predicting nothing costs: six of the eight pairs are local
+    assert terms["dino_local"] < 0.8 * uniform
+    assert F.normalize(terms["embedding"], dim=1).std(0).mean() * 16**0.5 > 0.5  # 1 = spread over the sphere
