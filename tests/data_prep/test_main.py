@@ -60,7 +60,8 @@ def test_every_source_explains_itself(capsys):
     for command in ("sandbox", "folder", "terramesh", "verify", "stats"):
         with pytest.raises(SystemExit) as stop:
             parse([command, "--help"])
-        assert stop.value.code == 0 and f"python data_prep/main.py {command} " in capsys.readouterr().out
+        text = " ".join(capsys.readouterr().out.split())
+        assert stop.value.code == 0 and f"python data_prep/main.py {command} " in text
 
 
 def test_skipped_items_are_counted_and_an_empty_set_is_refused(tmp_path):
