@@ -57,8 +57,9 @@ class Bench:
 
     def model(self, obj: str, seed: int) -> Model:
         """Loaded on first use; only a random model depends on the seed."""
-        if self.loaded is None or self.loaded[0] != (obj, seed):
-            self.loaded = (obj, seed), load_model(obj, self.device, seed)
+        key = (obj, seed if obj.startswith("random:") else 0)
+        if self.loaded is None or self.loaded[0] != key:
+            self.loaded = key, load_model(obj, self.device, seed)
         return self.loaded[1]
 
 
@@ -109,9 +110,10 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
 def plan(models: Sequence[str], evaluations: Sequence[schema.Evaluation], output: Path | None) -> list[Cell]:
     """All cells, those that share features side by side. Without ``output`` rows lie in the models' run folders."""
     names = [name_of(obj) for obj in models]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise ValueError(f"two models are called {', '.join(twice)}: evaluate them in separate calls")
+    for what, called in (("models", names), ("configs", [e.name for e in evaluations])):
+        twice = sorted({n for n in called if called.count(n) > 1})
+        if twice:
+            raise ValueError(f"two {what} are called {', '.join(twice)}: evaluate them in separate calls")
     shared = output or default_output(models)
     cells = []
     for obj, name in zip(models, names, strict=True):

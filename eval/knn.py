@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eval.probe import Outcome, ProbeData
 
-CHUNK = 1024  # queries compared with the bank at a time
+CHUNK = 256  # queries compared with the bank at a time
 
 
 def votes(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, temperature: float) -> Tensor:

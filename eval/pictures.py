@@ -80,7 +80,7 @@ def true_colour(view: View, bands: Sequence[str], norm: Normalisation) -> np.nda
     mean, std = torch.tensor(table).T.reshape(2, 1, 3, 1, 1)
     physical = view["imgs"][:, channels].float().cpu() * std + mean  # [B, 3, H, W]
     low, high = np.quantile(physical.numpy(), (0.01, 0.97))
-    return ((physical - low) / (high - low)).clamp(0, 1).pow(GAMMA).permute(0, 2, 3, 1).numpy()
+    return ((physical - low) / (high - low + 1e-9)).clamp(0, 1).pow(GAMMA).permute(0, 2, 3, 1).numpy()
 
 
 def pca_colours(features: Tensor) -> np.ndarray:

@@ -84,17 +84,21 @@ class CellFile:
         return json.loads(self.path.read_text())
 
     def done(self, identity: dict[str, str]) -> Row | None:
-        """The stored row if it was made from the same config, data, split and model."""
+        """The stored row if it was made from the same config, data, split and model; it outlives a later failure."""
         if not self.path.is_file():
             return None
         row = self.read()
-        return row if all(row.get(k) == v for k, v in identity.items()) else None
+        if any(row.get(k) != v for k, v in identity.items()):
+            return None
+        self.error.unlink(missing_ok=True)
+        return row
 
     def write(self, row: Row) -> None:
-        """Keep a row; an earlier failure is forgotten. ``results.csv`` beside it lists all seeds."""
+        """Keep a row; an earlier failure is forgotten. ``results.csv`` beside it lists all seeds of the same config."""
         write_atomic(self.path, to_json(row) + "\n")
         self.error.unlink(missing_ok=True)
-        rows = [json.loads(p.read_text()) for p in sorted(self.folder.glob("seed-*.json"))]
+        stored = [json.loads(p.read_text()) for p in sorted(self.folder.glob("seed-*.json"))]
+        rows = [r for r in stored if all(r.get(k) == row.get(k) for k in ("config_hash", "split_hash", "data_hash"))]
         lines = [
             {"metric": k, "value": v, "seed": r["seed"], "n": r["n"]}
             | ({"ci_low": r["ci_low"], "ci_high": r["ci_high"]} if k == r["metric"] else {})
@@ -104,8 +108,7 @@ class CellFile:
         write_csv(self.folder / "results.csv", lines, ("metric", "value", "ci_low", "ci_high", "n", "seed"))
 
     def fail(self, trace: str) -> None:
-        """Keep a traceback; a row of another config or model is no longer valid."""
-        self.path.unlink(missing_ok=True)
+        """Keep a traceback."""
         write_atomic(self.error, trace)
 
 

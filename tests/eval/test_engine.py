@@ -86,6 +86,13 @@ def test_one_failed_cell_is_recorded_and_the_rest_goes_on(run, config):
         evaluate([str(run)], [bad, config])
 
 
+def test_a_size_that_the_patch_does_not_divide_is_one_sentence(run, config):
+    cells = cells_of([str(run)], [changed(config, "tiny/odd", dataset={"size": 15})])
+    run_cells(cells, Bench(CPU))
+    (failed,) = collect(cells)[1]
+    assert "15" in failed and "patch" in failed
+
+
 def test_poisoned_test_labels_change_nothing_that_is_chosen(tmp_path, run, linear, tools):
     clean = list(tools.samples(96, radar=True))
     lists = {"val": ["p1", "p5", "p9"], "test": ["p2", "p3", "p20", "p21"]}
@@ -119,6 +126,8 @@ def test_planning_complains_early(tmp_path, run, config, tools, shards):
     twin = tools.write_run(tmp_path / "other" / "run", shards)
     with pytest.raises(ValueError, match="two models are called run"):
         cells_of([str(run), str(twin)], [config])
+    with pytest.raises(ValueError, match="two configs are called tiny/knn"):
+        cells_of([str(run)], [config, config])
     with pytest.raises(ValueError, match="name a folder with --output-dir"):
         cells_of(["pixelstats"], [config])
     with pytest.raises(ValueError, match="there is no file"):

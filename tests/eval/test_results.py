@@ -43,16 +43,19 @@ def test_a_cell_is_done_only_for_the_same_inputs(tmp_path):
     assert cell.done({"config_hash": "a", "model_hash": "n"}) is None
 
 
-def test_a_failure_replaces_a_row_and_a_row_a_failure(tmp_path):
+def test_a_failure_is_forgotten_once_the_cell_is_done(tmp_path):
     cell = CellFile(tmp_path / "c", 0)
-    cell.write(row())
     cell.fail("Traceback ...\nValueError: no")
-    assert cell.done({}) is None and cell.error.read_text().endswith("no")
+    assert cell.error.read_text().endswith("no")
     cell.write(row())
-    assert cell.done({}) is not None and not cell.error.exists()
+    assert not cell.error.exists()
+    cell.fail("a mistyped folder")  # must not cost the row that was there
+    assert cell.done({"config_hash": "b"}) is None and cell.error.exists()
+    assert cell.done({"config_hash": "a"}) is not None and not cell.error.exists()
 
 
-def test_results_csv_lists_metrics_of_all_seeds(tmp_path):
+def test_results_csv_lists_metrics_of_all_seeds_of_one_config(tmp_path):
+    CellFile(tmp_path, 2).write(row(seed=2, config_hash="before"))
     for seed in (0, 1):
         CellFile(tmp_path, seed).write(row(seed=seed))
     assert (tmp_path / "results.csv").read_text().splitlines() == [
