@@ -141,7 +141,7 @@ def centering_bias(prototypes: Tensor, centre: Tensor, temperature: float) -> Te
     """The bias ``[K]`` that centres teacher logits: targets are ``softmax(h prototypes^T / temperature + bias)``.
 
     The last layer is linear, so the mean of the logits is the logit of the mean: the ``centre`` ``[d]`` stays in the
-    bottleneck space. Source: arXiv 2104.14294, eq. 4.
+    bottleneck space (ranks exchange d numbers, not K) and moves with the prototypes. Source: arXiv 2104.14294, eq. 4.
     """
     return -(prototypes @ centre) / temperature
 
