@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +20,10 @@ import numpy as np
 import rasterio
 
 from data_prep.common import Plan, Skip, slug
-from data_prep.rasters import STORED_NODATA, Chip, check_wavelength, chips, date_of, pixel_size, place, without_offset
-from dinov2.data.sample import ImageSpec, Sample
-from dinov2.sensors import SENSORS, UNITS, Sensor
+from data_prep.inspection import Product, inspect, offset_to_remove
+from data_prep.rasters import STORED_NODATA, Chip, chips, place, without_offset
+from dinov2.data.sample import Sample
+from dinov2.sensors import SENSORS, UNITS
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -57,16 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label-ignore", type=int, default=255, help="a mask's number without label (%(default)s)")
 
 
-@dataclass(frozen=True)
-class Product:
-    """What every file of the folder is."""
-
-    spec: ImageSpec
-    indices: tuple[int, ...]  # bands to read, from 1
-    nodata: float | None  # of the files; the spec's own differs where offsets are taken off
-    offsets: bool = False  # whether any file has one
-
-
 def files(src: Path) -> list[Path]:
     """The GeoTIFFs below a folder, sorted, without hidden ones (``._x.tif`` is a macOS resource fork)."""
     if not src.is_dir():
@@ -75,80 +65,6 @@ def files(src: Path) -> list[Path]:
     if not found:
         raise ValueError(f"{src} has no file with the suffix {' or '.join(SUFFIXES)}")
     return found
-
-
-def described(args: argparse.Namespace, sensor: Sensor, gsd: int, bands: Sequence[str], dtype: str) -> ImageSpec:
-    """The image's description from the sensor and the options."""
-    if sensor.unit == "dn" and args.unit is None:
-        raise ValueError(
-            f"the unit of sensor {sensor.name!r} is not known (plain digital numbers): give --unit, with --scale and "
-            "--offset, or --unit dn to take the numbers as they are"
-        )
-    return ImageSpec(
-        sensor=sensor.name,
-        gsd_m=gsd,
-        bands=tuple(bands),
-        dtype="float32" if dtype == "float64" else dtype,
-        unit=args.unit or sensor.unit,
-        scale=sensor.scale if args.scale is None else args.scale,
-        offset=sensor.offset if args.offset is None else args.offset,
-        nodata=getattr(args, "nodata", sensor.nodata),
-    )
-
-
-def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, int], str | None]:
-    """Product, shape and date of one file; ValueError where the file contradicts the sensor or the options."""
-    sensor = SENSORS[args.sensor]
-    names = args.bands.split(",") if args.bands else list(sensor.band_names)
-    bands = sensor.select(names).bands
-    with rasterio.open(path) as raster:
-        if raster.count != len(names):
-            raise ValueError(f"{path} has {raster.count} bands, {len(names)} are named: {', '.join(names[:14])}")
-        if len(set(raster.dtypes)) > 1 or np.dtype(raster.dtypes[0]).kind not in "iuf":
-            raise ValueError(
-                f"{path} has bands of type {', '.join(sorted(set(raster.dtypes)))}: one real type is needed"
-            )
-        tags = [raster.tags(i + 1) for i in range(raster.count)]
-        for band, tag in zip(bands, tags, strict=True):
-            check_wavelength(path, band, tag)
-        keep = [i for i, tag in enumerate(tags) if not (args.drop_bad_bands and good_band(path, tag) == "0")]
-        gsd = pixel_size(raster, bands)
-        spec = described(args, sensor, gsd, [names[i] for i in keep], raster.dtypes[0])
-        check_tags(path, raster, spec, args)
-        date = args.date or date_of(raster.tags())
-        return Product(spec, tuple(i + 1 for i in keep), spec.nodata), raster.shape, date
-
-
-def good_band(path: Path, tag: dict[str, str]) -> str:
-    """The value of the tag ``bbl`` (bad band list: 0 is bad)."""
-    if "bbl" not in tag:
-        raise ValueError(f"{path} has a band without the tag 'bbl': leave out --drop-bad-bands")
-    return tag["bbl"]
-
-
-def check_tags(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec, args: argparse.Namespace) -> None:
-    """ValueError if the file's own nodata or scale differs from the description and no option decides."""
-    tag = raster.nodata
-    same = tag == spec.nodata or (spec.nodata is not None and tag is not None and math.isnan(tag + spec.nodata))
-    if tag is not None and not same and not hasattr(args, "nodata"):
-        raise ValueError(f"{path} is tagged nodata {tag:g}, sensor {spec.sensor!r} says {spec.nodata}: give --nodata")
-    scale = raster.scales[0]
-    if scale != 1.0 and not math.isclose(scale, spec.scale, rel_tol=1e-6) and args.scale is None:
-        raise ValueError(f"{path} is tagged scale {scale:g}, sensor {spec.sensor!r} says {spec.scale:g}: give --scale")
-
-
-def offset_to_remove(path: Path, sensor: Sensor, date: str | None, choice: str | None) -> float:
-    """What a product of this sensor and date carries added to its numbers."""
-    if not sensor.dated_offsets or choice == "none":
-        return 0.0
-    if choice == "remove":
-        return sensor.dated_offsets[-1][1]
-    if date is None:
-        raise ValueError(
-            f"{path} has no date, and {sensor.name} files carry {sensor.dated_offsets[-1][1]:+g} since "
-            f"{sensor.dated_offsets[-1][0]}: give --date, or --baseline-offset remove or none"
-        )
-    return sensor.stored_offset(date)
 
 
 def _mask(path: Path, image: Path, chip: Chip, args: argparse.Namespace) -> np.ndarray:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.windows import Window
-
-from dinov2.sensors import Band
 
 DATE_TAGS = ("datetime", "start_time", "ACQUISITION_DATE", "DATE_ACQUIRED", "TIFFTAG_DATETIME")
 STORED_NODATA = -32768  # of integer images whose baseline offset was taken off (0 is then a reflectance)
@@ -79,22 +77,3 @@ def without_offset(stored: np.ndarray, offset: float, nodata: float | None) -> n
     if nodata is not None:
         moved[stored == nodata] = STORED_NODATA
     return moved
-
-
-def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> int:
-    """Whole metres per pixel; the sensor's finest where the raster has no reference system in metres."""
-    if raster.crs is not None and raster.crs.is_projected:
-        return max(1, round(raster.res[0] * raster.crs.linear_units_factor[1]))
-    return max(1, round(min(b.gsd_m for b in bands)))
-
-
-def check_wavelength(path: Path, band: Band, tag: dict[str, str]) -> None:
-    """ValueError if a file's wavelength (nm or um) lies outside the band it is said to be."""
-    if "wavelength" not in tag or band.centre_nm is None:
-        return
-    unit = tag.get("wavelength_units", "nanometers").lower()
-    wavelength = float(tag["wavelength"]) * (1000.0 if unit.startswith(("um", "micro")) else 1.0)
-    if abs(wavelength - band.centre_nm) > (band.fwhm_nm or 0) / 2:
-        raise ValueError(
-            f"{path}: a band at {wavelength:g} nm is called {band.name}, which is at {band.centre_nm:g} nm"
-        )

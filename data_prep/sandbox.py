@@ -27,6 +27,7 @@ from dinov2.data.sample import Sample
 from dinov2.sensors import SENSORS, Band, Sensor
 
 SPLITS = ("train", "val", "test")
+VERSION = 1  # of the world: raised when its pictures change, so that shards of two versions never mix
 CRS, ORIGIN, COLUMNS = "EPSG:32631", (166_000.0, 4_900_000.0), 400  # where chip 0 of the world lies
 STEP = 5.0  # metres: the world is drawn no coarser than this
 LABELS = {
@@ -164,4 +165,4 @@ def plan(args: argparse.Namespace) -> Plan:
                 raise ValueError(f"--chip-m {args.chip_m} is no multiple of the {gsd} m pixels of sensor {name!r}")
     world = World(args.seed, args.split_name, sensors, args.chip_m, args.dates)
     labels = LABELS | (CHANGE_LABELS if args.dates > 1 else {})
-    return Plan(range(args.samples), world.sample, labels, {"source": "sandbox", **asdict(world)}, "CC0-1.0")
+    return Plan(range(args.samples), world.sample, labels, {"source": "sandbox", "version": VERSION, **asdict(world)}, "CC0-1.0")

@@ -120,6 +120,7 @@ def test_bad_bands_are_left_out(tmp_path):
     [
         (np.ones((3, 8, 8), np.uint16), {}, LANDSAT, "a.tif has 3 bands, 2 are named: B4, B3"),
         (np.ones((2, 8, 8), np.uint16), {"nodata": 65535}, LANDSAT, "a.tif is tagged nodata 65535, .* 0.*--nodata"),
+        (np.ones((2, 8, 8), np.float32), {"nodata": np.nan}, LANDSAT, "a.tif is tagged nodata nan, .* says 0"),
         (np.ones((2, 8, 8), np.int16), {"scale": 0.5}, LANDSAT, "a.tif is tagged scale 0.5, .* says 2.75e-05.*--scale"),
         (np.ones((2, 8, 8), np.uint16), {}, S2, "a.tif has no date, .*--date, or --baseline-offset remove or none"),
         (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "landsat88"), "unknown sensor 'landsat88'; did you mean"),

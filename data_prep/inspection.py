@@ -1,0 +1,119 @@
+"""Does a GeoTIFF agree with what is said about it? A file that contradicts its sensor or the options is an error."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from data_prep.rasters import date_of
+from dinov2.data.sample import ImageSpec
+from dinov2.sensors import SENSORS, Band, Sensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """What every file of the folder is."""
+
+    spec: ImageSpec
+    indices: tuple[int, ...]  # bands to read, from 1
+    nodata: float | None  # of the files; the spec's own differs where offsets are taken off
+    offsets: bool = False  # whether any file has one
+
+
+def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, int], str | None]:
+    """Product, shape and date of one file; ValueError where the file contradicts the sensor or the options."""
+    sensor = SENSORS[args.sensor]
+    names = args.bands.split(",") if args.bands else list(sensor.band_names)
+    bands = sensor.select(names).bands
+    with rasterio.open(path) as raster:
+        if raster.count != len(names):
+            raise ValueError(f"{path} has {raster.count} bands, {len(names)} are named: {', '.join(names[:14])}")
+        if len(set(raster.dtypes)) > 1 or np.dtype(raster.dtypes[0]).kind not in "iuf":
+            raise ValueError(
+                f"{path} has bands of type {', '.join(sorted(set(raster.dtypes)))}: one real type is needed"
+            )
+        tags = [raster.tags(i + 1) for i in range(raster.count)]
+        for band, tag in zip(bands, tags, strict=True):
+            check_wavelength(path, band, tag)
+        keep = [i for i, tag in enumerate(tags) if not (args.drop_bad_bands and good_band(path, tag) == "0")]
+        gsd = pixel_size(raster, bands)
+        spec = described(args, sensor, gsd, [names[i] for i in keep], raster.dtypes[0])
+        check_tags(path, raster, spec, args)
+        date = args.date or date_of(raster.tags())
+        return Product(spec, tuple(i + 1 for i in keep), spec.nodata), raster.shape, date
+
+
+def described(args: argparse.Namespace, sensor: Sensor, gsd: int, bands: Sequence[str], dtype: str) -> ImageSpec:
+    """The image's description from the sensor and the options."""
+    if sensor.unit == "dn" and args.unit is None:
+        raise ValueError(
+            f"the unit of sensor {sensor.name!r} is not known (plain digital numbers): give --unit, with --scale and "
+            "--offset, or --unit dn to take the numbers as they are"
+        )
+    return ImageSpec(
+        sensor=sensor.name,
+        gsd_m=gsd,
+        bands=tuple(bands),
+        dtype="float32" if dtype == "float64" else dtype,
+        unit=args.unit or sensor.unit,
+        scale=sensor.scale if args.scale is None else args.scale,
+        offset=sensor.offset if args.offset is None else args.offset,
+        nodata=getattr(args, "nodata", sensor.nodata),
+    )
+
+
+def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> int:
+    """Whole metres per pixel; the sensor's finest where the raster has no reference system in metres."""
+    if raster.crs is not None and raster.crs.is_projected:
+        return max(1, round(raster.res[0] * raster.crs.linear_units_factor[1]))
+    return max(1, round(min(b.gsd_m for b in bands)))
+
+
+def check_wavelength(path: Path, band: Band, tag: Mapping[str, str]) -> None:
+    """ValueError if a file's wavelength (nm or um) lies outside the band it is said to be."""
+    if "wavelength" not in tag or band.centre_nm is None:
+        return
+    unit = tag.get("wavelength_units", "nanometers").lower()
+    wavelength = float(tag["wavelength"]) * (1000.0 if unit.startswith(("um", "micro")) else 1.0)
+    if abs(wavelength - band.centre_nm) > (band.fwhm_nm or 0) / 2:
+        raise ValueError(
+            f"{path}: a band at {wavelength:g} nm is called {band.name}, which is at {band.centre_nm:g} nm"
+        )
+
+
+def good_band(path: Path, tag: Mapping[str, str]) -> str:
+    """The value of the tag ``bbl`` (bad band list: 0 is bad)."""
+    if "bbl" not in tag:
+        raise ValueError(f"{path} has a band without the tag 'bbl': leave out --drop-bad-bands")
+    return tag["bbl"]
+
+
+def check_tags(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec, args: argparse.Namespace) -> None:
+    """ValueError if the file's own nodata or scale differs from the description and no option decides."""
+    tag = raster.nodata
+    same = tag is None or (spec.nodata is not None and np.array_equal(tag, spec.nodata, equal_nan=True))
+    if not same and not hasattr(args, "nodata"):
+        raise ValueError(f"{path} is tagged nodata {tag:g}, sensor {spec.sensor!r} says {spec.nodata}: give --nodata")
+    scale = raster.scales[0]
+    if scale != 1.0 and not math.isclose(scale, spec.scale, rel_tol=1e-6) and args.scale is None:
+        raise ValueError(f"{path} is tagged scale {scale:g}, sensor {spec.sensor!r} says {spec.scale:g}: give --scale")
+
+
+def offset_to_remove(path: Path, sensor: Sensor, date: str | None, choice: str | None) -> float:
+    """What a product of this sensor and date carries added to its numbers."""
+    if not sensor.dated_offsets or choice == "none":
+        return 0.0
+    if choice == "remove":
+        return sensor.dated_offsets[-1][1]
+    if date is None:
+        raise ValueError(
+            f"{path} has no date, and {sensor.name} files carry {sensor.dated_offsets[-1][1]:+g} since "
+            f"{sensor.dated_offsets[-1][0]}: give --date, or --baseline-offset remove or none"
+        )
+    return sensor.stored_offset(date)
