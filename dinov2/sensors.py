@@ -28,9 +28,9 @@ FWHM_PER_SIGMA = 2.3548200450309493  # 2 sqrt(2 ln 2)
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' where a known name is close, else ''."""
+    """'; did you mean X?' where a known name is close, else a full stop: ends a sentence that names ``name``."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from dinov2.sensors import SENSORS, UNITS, Band
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_\-]*")
-IMAGE_KEY = re.compile(r"([a-z0-9_]+)-([0-9]+)m")
+IMAGE_KEY = re.compile(r"([a-z0-9_]+)-([0-9]+)(m|cm)")
 SAR_FLOOR = 1e-5  # linear power below this (-50 dB) is thermal noise; RTC products contain small negatives
 
 
@@ -25,7 +25,7 @@ class ImageSpec:
     """
 
     sensor: str
-    gsd_m: int
+    gsd_m: float
     bands: tuple[str, ...]
     dtype: str
     unit: str
@@ -40,8 +40,9 @@ class ImageSpec:
 
     @property
     def key(self) -> str:
-        """The image key, for example ``sentinel2_l2a-10m``."""
-        return f"{self.sensor}-{self.gsd_m}m"
+        """The image key, for example ``sentinel2_l2a-10m``, or ``naip-60cm`` where the pixels are not whole metres."""
+        whole = self.gsd_m == int(self.gsd_m)
+        return f"{self.sensor}-{self.gsd_m:.0f}m" if whole else f"{self.sensor}-{100 * self.gsd_m:.0f}cm"
 
     @property
     def band_objects(self) -> tuple[Band, ...]:

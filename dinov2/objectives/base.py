@@ -46,7 +46,7 @@ class Objective(nn.Module):
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, parameters by lerp, buffers copied."""
-    target, source = list(teacher.parameters()), list(student.parameters())
-    torch._foreach_lerp_(target, [p.detach() for p in source], 1.0 - momentum)
+    target: list[Tensor] = [*teacher.parameters()]
+    torch._foreach_lerp_(target, [p.detach() for p in student.parameters()], 1.0 - momentum)
     for t, s in zip(teacher.buffers(), student.buffers(), strict=True):
         t.copy_(s)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dinov2.data.batch import Batch, View, ViewSpec
 from dinov2.models.heads import mlp_head
+from dinov2.models.vit import VisionTransformer
 from dinov2.objectives import losses
 from dinov2.objectives.base import Now, Objective, ema_update
 
@@ -43,7 +44,7 @@ class TwoView(Objective):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: VisionTransformer,
         row: str,
         *,
         size: int = 224,

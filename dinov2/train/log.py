@@ -89,7 +89,12 @@ def _tensorboard(folder: Path):
     except ImportError as error:
         raise ValueError("train.track names tensorboard: pip install 'eo-ssl[track]'") from error
     writer = SummaryWriter(str(folder / "tensorboard"))
-    return lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return write
 
 
 def _wandb(folder: Path):

@@ -57,7 +57,9 @@ def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precisi
     """One optimiser step over ``accumulation`` micro-batches; returns the mean terms and the gradient norm."""
     set_rates(parts.optimizer, now)
     parts.optimizer.zero_grad(set_to_none=True)
-    share, keys, total = 1 / parts.stream.accumulation, [], {}
+    share = 1 / parts.stream.accumulation
+    total: dict[str, Tensor] = {}
+    keys: list[str] = []
     for raw in itertools.islice(batches, parts.stream.accumulation):
         batch = render(raw, parts.device)
         keys += batch.keys
@@ -65,7 +67,7 @@ def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precisi
             terms = parts.objective(batch, now)
         precision.scaler.scale(terms["loss"] * share).backward()
         embedding = terms.pop("embedding")
-        total = {k: total.get(k, 0) + v.detach() * share for k, v in terms.items()}
+        total = {k: total.get(k, torch.zeros_like(v)) + v.detach() * share for k, v in terms.items()}
     distributed.average_gradients(parts.objective.parameters())
     precision.scaler.unscale_(parts.optimizer)
     total["grad_norm"] = clip_gradients(parts.objective.parameters(), clip)
@@ -175,7 +177,7 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
     """Prepare ``folder`` and load its newest checkpoint; returns the number of steps already done."""
     written = folder / "config.yaml"
     if written.exists():
-        old = OmegaConf.load(written)
+        old = config.read_yaml(written)
         if schema.identity(old) != schema.identity(cfg):
             raise ValueError(
                 f"{folder} holds a run of another config ({', '.join(differences(old, cfg))}); "

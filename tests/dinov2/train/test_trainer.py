@@ -151,7 +151,8 @@ def test_killed_at_any_moment_the_run_goes_on_to_the_same_weights(tmp_path):
         process.wait()
     assert kills >= 2
     subprocess.run(command(config, tmp_path / "killed"), check=True, capture_output=True, env=environment)
-    a, b = (checkpoint.load(tmp_path / n / "checkpoints" / "step-00000040.pt")["objective"] for n in ("whole", "killed"))
+    last = "checkpoints/step-00000040.pt"
+    a, b = (checkpoint.load(tmp_path / n / last)["objective"] for n in ("whole", "killed"))
     assert_equal(a, b)
 
 
