@@ -17,7 +17,7 @@ def sample(**changes):
 def test_keys_name_sensor_and_pixel():
     assert S2.key == "sentinel2_l2a-10m"
     assert replace(S2, gsd_m=10.0).key == "sentinel2_l2a-10m"
-    assert ImageSpec("naip", 0.6, ("R",), "uint8", "dn").key == "naip-60cm"
+    assert ImageSpec("naip", 0.6, ("red",), "uint8", "dn").key == "naip-60cm"
 
 
 def test_stored_numbers_become_model_units():
