@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zlib
@@ -134,8 +133,10 @@ def _load(path: str) -> tuple[pa.Table, dict[str, Any]]:
             f"{path} is absent: not a shard set, or its preparation was not finished (run the same command again)"
         ) from None
     try:
-        # ParquetFile, not read_table: that one loads 40 MB of dataset machinery into every process
-        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(COLUMNS)
+        # ParquetFile, not read_table, which loads 40 MB of dataset machinery into every process; BufferReader, not
+        # BytesIO, whose reads run on a thread of Arrow's that can abort a process which ends at the same moment
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
+        table = file.read(COLUMNS, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
     texts = table.schema.metadata or {}
