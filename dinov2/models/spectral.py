@@ -82,7 +82,7 @@ class SpectralPatchEmbed(nn.Module):
     def fold(self) -> Fold:
         """The parameters' products; kept between calls in evaluation until a parameter changes."""
         conv, query, k, v = self._linear_maps()
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or query.is_inference():  # the last have no version to compare
             self._cached = None
             return self._multiply()
         key = tuple((p.data_ptr(), p._version, p.dtype) for p in (conv.weight, query, k.weight, v.weight))

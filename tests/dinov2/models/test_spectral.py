@@ -182,6 +182,20 @@ def test_a_changed_parameter_is_noticed(how: str) -> None:
         torch.testing.assert_close(folded(x), published(x), rtol=0, atol=1e-4 if how == "cast" else 1e-12)
 
 
+def test_inference_mode() -> None:
+    """Parameters made in inference mode work, and a fold kept there serves outside of it."""
+    x = view([[443, 665, 842]])
+    with torch.inference_mode():
+        made_here, _ = pair()
+        inside = made_here.eval()(x)
+    folded, _ = pair()
+    folded.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(x), inside, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), inside, rtol=0, atol=1e-12)
+
+
 def test_gradients_in_evaluation_mode_after_a_cached_call() -> None:
     folded, _ = pair()
     folded.eval()

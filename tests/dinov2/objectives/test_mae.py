@@ -46,7 +46,7 @@ def loss_and_gradients(options: dict) -> dict[str, torch.Tensor]:
 
 @pytest.mark.distributed
 def test_ranks_equal_one_rank() -> None:
-    """Three ranks: optical only, optical with padding, SAR and terrain only; average_gradients wants a gradient of each parameter."""
+    """Three ranks: optical only, optical with padding, SAR and terrain only; no parameter is without a gradient."""
     assert_rank_law(loss_and_gradients, {"target_bands": 3})
 
 
