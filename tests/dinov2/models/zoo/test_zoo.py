@@ -77,7 +77,9 @@ def test_missing_and_unknown_keys_are_named(released, change, message: str) -> N
 
 
 def test_weights_of_another_size_are_refused(released) -> None:
-    with pytest.raises(ValueError, match="panopticon_vitb14 from a state dict does not fit.*other shapes: blocks.0.attn"):
+    with pytest.raises(
+        ValueError, match="panopticon_vitb14 from a state dict does not fit.*other shapes: blocks.0.attn"
+    ):
         load_encoder("panopticon_vitb14", released, **{**SIZES, "embed_dim": 32})
 
 
