@@ -18,8 +18,7 @@ from eval.results import Line, Row, summarise, verdicts, write_atomic
 TEMPLATES = Path(__file__).parent / "templates"
 SPEED = {"lr", "grad_norm", "images_per_s", "data_wait"}
 SECTIONS = (  # title, which scalars of metrics.jsonl
-    ("Learning curves", lambda key: key.startswith("eval/")),
-    ("Loss", lambda key: "/" not in key and key not in SPEED),
+    ("Loss and learning curves", lambda key: key.startswith("eval/") or ("/" not in key and key not in SPEED)),
     ("Health of the embedding", lambda key: key.startswith("health/")),
     ("Optimisation and speed", lambda key: key in SPEED),
 )
@@ -32,6 +31,9 @@ def write_report(path: Path, rows: Sequence[Row], runs: Sequence[Path] = (), gal
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["breakable"] = lambda text: re.sub(r"(?<=[:/_-])", "\u200b", text)  # narrow columns
+    environment.filters["plain"] = lambda x: (
+        "none" if x is None else ", ".join(map(str, x)) if isinstance(x, list) else x
+    )
     environment.filters["percent"] = lambda x: "–" if x is None or np.isnan(x) else f"{100 * x:.1f}"
     page = environment.get_template("report.html").render(
         title=", ".join(run.name for run in runs) or "Floors",

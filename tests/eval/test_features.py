@@ -78,3 +78,10 @@ def test_a_model_that_gives_nan_is_named(dataset, run):
     model.network.encoder.norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="model run: the cls features of sample 's0.*' are not finite"):
         extract(model, dataset, CPU)
+
+
+def test_a_reader_that_mixes_samples_up_is_caught(dataset):
+    val = dataset.splits["val"]
+    wrong = type(val)(val.keys, val.labels.tolist(), lambda i: val[(i + 1) % len(val)])
+    with pytest.raises(AssertionError, match="asked for"):
+        extract(load_model("pixelstats"), dataclasses.replace(dataset, splits={**dataset.splits, "val": wrong}), CPU)

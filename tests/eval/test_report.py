@@ -60,7 +60,7 @@ def test_what_the_page_says(tmp_path, inputs):
     assert "trees &lt;tall&gt;" in page and "<tall>" not in page
     assert "width:90.0%" in page  # 36 of 40 right
     assert page.count("data:image/svg+xml") == 4  # learning curve, loss, health, learning rate
-    for title in ("Learning curves", "Loss", "Health of the embedding", "Optimisation and speed", "Patch features"):
+    for title in ("Loss and learning curves", "Health of the embedding", "Optimisation and speed", "Patch features"):
         assert f"<h2>{title}</h2>" in page
     assert "base_lr" in page and "torch 2.13" in page
     assert ">–</td>" in page  # the class that has no test image
