@@ -60,10 +60,12 @@ class ShardWriter:
         return Path(self.out) / f"shard-{number:06d}.tar"
 
     def complete(self, number: int) -> bool:
-        """Whether a finished shard is there; ValueError if another recipe made it."""
+        """Whether a finished shard is there; ValueError where it belongs to another set."""
         path = self.path(number)
         fragment = path.with_suffix(".json")
         if not fragment.exists():
+            if path.exists() and path.with_name(INDEX).exists():  # somebody's finished set, fetched without fragments
+                raise ValueError(f"{path} belongs to a finished set: choose another output folder or delete this one")
             return False
         row = json.loads(fragment.read_text())
         if row["recipe"] != self.recipe:

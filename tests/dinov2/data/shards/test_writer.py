@@ -144,6 +144,15 @@ def test_sets_are_never_mixed(tmp_path):
         ShardWriter(tmp_path, provenance={"seed": 0}).finish(4)
 
 
+def test_a_fetched_set_is_not_written_over(tmp_path):
+    make_set(tmp_path, 8, 3)
+    for fragment in tmp_path.glob("*.json"):
+        fragment.unlink()
+    with pytest.raises(ValueError, match=r"shard-000000\.tar belongs to a finished set"):
+        make_set(tmp_path, 8, 3)
+    assert len(ShardSet.open(tmp_path)) == 8
+
+
 def test_duplicate_keys_are_named(tmp_path):
     with pytest.raises(ValueError, match="'s0001' comes twice"):
         write_shards([make_sample(1), make_sample(1)], tmp_path / "within")
