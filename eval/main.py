@@ -41,7 +41,8 @@ def show(rows: Sequence[Row], failed: Sequence[str]) -> None:
     table = Table("config", Column("model", overflow="fold"), "role", "accuracy % [95 % CI]", "n")
     for line in summarise(rows):
         table.add_row(line.config, line.model, line.role, escape(percent(line)), str(line.n))
-    console.print(table)
+    if rows:
+        console.print(table)
     for verdict in verdicts(rows):
         console.print(str(verdict), style="green" if verdict.wins else "bold red", markup=False, soft_wrap=True)
     for text in failed:
