@@ -156,4 +156,4 @@ def plan(args: argparse.Namespace) -> Plan:
 
 def _kind(product: Product) -> str:
     """The product in words, for the message that two files differ."""
-    return f"{len(product.indices)} bands of {product.spec.dtype} at {product.spec.gsd_m} m"
+    return f"{len(product.indices)} bands of {product.spec.dtype} at {product.spec.gsd_m:g} m"

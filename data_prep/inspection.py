@@ -49,7 +49,7 @@ def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, i
         return Product(spec, tuple(i + 1 for i in keep), spec.nodata), raster.shape, date
 
 
-def described(args: argparse.Namespace, sensor: Sensor, gsd: int, bands: Sequence[str], dtype: str) -> ImageSpec:
+def described(args: argparse.Namespace, sensor: Sensor, gsd: float, bands: Sequence[str], dtype: str) -> ImageSpec:
     """The image's description from the sensor and the options."""
     if sensor.unit == "dn" and args.unit is None:
         raise ValueError(
@@ -68,11 +68,11 @@ def described(args: argparse.Namespace, sensor: Sensor, gsd: int, bands: Sequenc
     )
 
 
-def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> int:
-    """Whole metres per pixel; the sensor's finest where the raster has no reference system in metres."""
+def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> float:
+    """Metres per pixel to the centimetre; the sensor's finest where the raster has no reference system in metres."""
     if raster.crs is not None and raster.crs.is_projected:
-        return max(1, round(raster.res[0] * raster.crs.linear_units_factor[1]))
-    return max(1, round(min(b.gsd_m for b in bands)))
+        return round(raster.res[0] * raster.crs.linear_units_factor[1], 2)
+    return round(min(b.gsd_m for b in bands), 2)
 
 
 def check_wavelength(path: Path, band: Band, tag: Mapping[str, str]) -> None:

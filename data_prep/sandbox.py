@@ -165,4 +165,6 @@ def plan(args: argparse.Namespace) -> Plan:
                 raise ValueError(f"--chip-m {args.chip_m} is no multiple of the {gsd} m pixels of sensor {name!r}")
     world = World(args.seed, args.split_name, sensors, args.chip_m, args.dates)
     labels = LABELS | (CHANGE_LABELS if args.dates > 1 else {})
-    return Plan(range(args.samples), world.sample, labels, {"source": "sandbox", "version": VERSION, **asdict(world)}, "CC0-1.0")
+    return Plan(
+        range(args.samples), world.sample, labels, {"source": "sandbox", "version": VERSION, **asdict(world)}, "CC0-1.0"
+    )

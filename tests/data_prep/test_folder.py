@@ -139,6 +139,12 @@ def test_a_file_that_contradicts_is_one_sentence(tmp_path, image, profile, words
         samples(tmp_path, *words, "--chip", "8")
 
 
+@pytest.mark.parametrize(("pixel", "key"), [(0.6, "landsat8-60cm"), (1.84, "landsat8-184cm"), (30.0, "landsat8-30m")])
+def test_the_image_key_tells_the_files_pixel_size(tmp_path, pixel, key):
+    tif(tmp_path / "a.tif", np.ones((2, 8, 8), np.uint16), pixel=pixel)
+    assert list(samples(tmp_path, *LANDSAT, "--chip", "8")[0].images) == [key]
+
+
 def test_files_of_two_kinds_and_keys_that_collide_are_named(tmp_path):
     image = np.ones((2, 8, 8), np.uint16)
     tif(tmp_path / "two/a.tif", image)
