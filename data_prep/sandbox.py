@@ -28,7 +28,8 @@ from dinov2.sensors import SENSORS, Band, Sensor
 
 SPLITS = ("train", "val", "test")
 VERSION = 1  # of the world: raised when its pictures change, so that shards of two versions never mix
-CRS, ORIGIN, COLUMNS = "EPSG:32631", (166_000.0, 4_900_000.0), 400  # where chip 0 of the world lies
+CRS, ORIGIN = "EPSG:32631", (300_000.0, 4_000_000.0)  # the corner of chip 0 of the first split
+EAST, NORTH = 400_000, 1_000_000  # metres: the ground of one split
 STEP = 5.0  # metres: the world is drawn no coarser than this
 LABELS = {
     "scene": {"kind": "class", "classes": list(SCENES), "ignore": -1},
@@ -50,10 +51,10 @@ def drawing_step(pixel_sizes: Sequence[int]) -> float:
 
 
 def footprint(split: str, index: int, chip_m: int) -> tuple[float, float, float, float]:
-    """Where a chip lies: rows of ``COLUMNS`` chips, every split in a zone of its own 1000 km further north."""
-    row, column = divmod(index, COLUMNS)
+    """Where a chip lies: rows of chips from west to east, every split on ground of its own further north."""
+    row, column = divmod(index, EAST // chip_m)
     x = ORIGIN[0] + column * chip_m
-    y = ORIGIN[1] + 1_000_000 * SPLITS.index(split) + row * chip_m
+    y = ORIGIN[1] + NORTH * SPLITS.index(split) + row * chip_m
     return x, y, x + chip_m, y + chip_m
 
 
@@ -163,8 +164,11 @@ def plan(args: argparse.Namespace) -> Plan:
         for gsd in groups:
             if args.chip_m % gsd:
                 raise ValueError(f"--chip-m {args.chip_m} is no multiple of the {gsd} m pixels of sensor {name!r}")
+    if args.samples > (EAST // args.chip_m) * (NORTH // args.chip_m):
+        raise ValueError(
+            f"--samples {args.samples} of --chip-m {args.chip_m} metres do not fit on the ground of a split"
+        )
     world = World(args.seed, args.split_name, sensors, args.chip_m, args.dates)
     labels = LABELS | (CHANGE_LABELS if args.dates > 1 else {})
-    return Plan(
-        range(args.samples), world.sample, labels, {"source": "sandbox", "version": VERSION, **asdict(world)}, "CC0-1.0"
-    )
+    provenance = {"source": "sandbox", "version": VERSION, **asdict(world)}
+    return Plan(range(args.samples), world.sample, labels, provenance, licence="CC0-1.0")
