@@ -12,7 +12,9 @@ def gradients(path: str, objective: str, folder: str) -> dict[str, torch.Tensor]
     """Loss and every gradient of the second batch of a run, as the trainer makes it on this rank."""
     from pathlib import Path
 
-    cfg = tiny.config(Path(folder), objective, Path(path))
+    own = Path(folder) / str(distributed.rank())  # ranks that write one file at once read halves of it
+    own.mkdir(exist_ok=True)
+    cfg = tiny.config(own, objective, Path(path))
     parts = build(cfg)
     with torch.no_grad():  # heads and tables that start at zero would hide what flows through them
         torch.manual_seed(1)
