@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="whether Sentinel-2 files carry +1000: look at each file's lowest value, all do, none does",
     )
+    parser.add_argument("--exclude", help="scenes to leave out, file names without .tif, with commas")
 
 
 def carried_offset(path: Path, choice: str) -> int:
@@ -134,6 +135,14 @@ def make(chip: Chip, *, src: Path, folders: tuple[str, ...], offsets: dict[str, 
     return Sample(slug(cell) + chip.suffix, images, specs, times, footprint, crs, labels, meta)
 
 
+def without(scenes: list[str], excluded: str | None, src: Path) -> list[str]:
+    """The file names that are not ``excluded``; ValueError where an excluded scene does not exist."""
+    left_out = {f"{name}.tif" for name in excluded.split(",")} if excluded else set()
+    if unknown := sorted(left_out - set(scenes)):
+        raise ValueError(f"--exclude {unknown[0].removesuffix('.tif')}: {src} has no such scene")
+    return [name for name in scenes if name not in left_out]
+
+
 def plan(args: argparse.Namespace) -> Plan:
     """The chips of every scene that all modalities of the folder have."""
     folders = tuple(f for f in (*SPECS, "LULC") if (args.src / f).is_dir())
@@ -145,7 +154,7 @@ def plan(args: argparse.Namespace) -> Plan:
     for folder in folders:
         if lacking := sorted(set.union(*names.values()) - names[folder]):
             raise ValueError(f"{args.src / folder / lacking[0]} is missing: scenes need all of {', '.join(folders)}")
-    scenes = sorted(names[folders[0]])
+    scenes = without(sorted(names[folders[0]]), args.exclude, args.src)
     offsets = {
         folder: {name: carried_offset(args.src / folder / name, args.baseline_offset) for name in scenes}
         for folder in folders

@@ -85,3 +85,15 @@ def test_land_cover_codes(tmp_path):
     assert _landcover(np.array([[1, 2, 4, 9]], np.uint8), tmp_path)["scene"] == -1
     with pytest.raises(ValueError, match="land-cover code 10"):
         _landcover(np.array([[10]], np.uint8), tmp_path)
+
+
+def test_scenes_can_be_held_out(realdata):
+    whole, rest = (sources(realdata, *words) for words in ((), ("--exclude", "433D_629L_3_1,637U_59R_1_3")))
+    assert len(whole) == 5 and rest == whole - {"433D_629L_3_1", "637U_59R_1_3"}
+    with pytest.raises(ValueError, match="--exclude 1U_1R: .*terramesh has no such scene"):
+        sources(realdata, "--exclude", "1U_1R")
+
+
+def sources(realdata, *words: str) -> set[str]:
+    """The scenes of a plan."""
+    return {chip.path.stem for chip in plan(options(realdata / "terramesh", *words)).items}
