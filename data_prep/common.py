@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dinov2.data.sample import Sample
@@ -119,3 +120,19 @@ def _each(plan: Plan, writer: ShardWriter, chunks: Sequence[Sequence[Any]], work
 def slug(text: str) -> str:
     """``text`` as a sample key: lower case letters, digits, ``_`` and ``-``, starting with a letter or digit."""
     return re.sub(r"[^a-z0-9_\-]+", "_", text.lower()).lstrip("_-") or "x"
+
+
+MAJORITY = 0.5  # of a chip that its scene class must cover
+
+
+def scene_class(mask: np.ndarray, classes: int, ignore: int) -> int:
+    """The class that covers at least half of a label mask ``[h, w]`` of numbers 0..classes-1, -1 if none does."""
+    counts = np.bincount(mask[mask != ignore].ravel(), minlength=classes)
+    majority = int(counts.argmax())
+    return majority if counts[majority] >= MAJORITY * mask.size else -1
+
+
+def label_info(name: str, classes: Sequence[str], ignore: int) -> dict[str, dict[str, Any]]:
+    """The descriptions of a label mask called ``name`` and of ``scene``, its majority class."""
+    mask = {"kind": "mask", "classes": list(classes), "ignore": ignore}
+    return {name: mask, "scene": {"kind": "class", "classes": list(classes), "ignore": -1}}

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from data_prep.common import Plan, Skip, slug
+from data_prep.common import Plan, Skip, label_info, scene_class, slug
 from data_prep.inspection import Product, inspect, offset_to_remove
 from data_prep.rasters import STORED_NODATA, Chip, chips, place, without_offset
 from dinov2.data.sample import Sample
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether Sentinel-2 files carry +1000; by date if not given",
     )
     add("--chip", type=int, default=128, help="pixels per side (%(default)s); 0: whole files")
-    add("--labels", type=Path, help="folder of masks with the images' relative paths")
+    add("--labels", type=Path, help="folder of masks with the images' relative paths; label 'scene' is their majority")
     add("--label-name", default="landcover", help="(%(default)s)")
     add("--label-classes", help="names with commas; a mask's number is the place in this list")
     add("--label-ignore", type=int, default=255, help="a mask's number without label (%(default)s)")
@@ -106,9 +106,11 @@ def make(item: Item, *, product: Product, args: argparse.Namespace) -> Sample | 
     image = image.astype(spec.dtype, copy=False)
     if spec.invalid(image).all():
         return Skip("no valid pixel")
-    labels = {}
+    labels: dict[str, np.ndarray | int] = {}
     if args.labels:
-        labels[args.label_name] = _mask(args.labels / chip.path.relative_to(args.src), chip.path, chip, args)
+        mask = _mask(args.labels / chip.path.relative_to(args.src), chip.path, chip, args)
+        scene = scene_class(mask, len(args.label_classes.split(",")), args.label_ignore)
+        labels = {args.label_name: mask, "scene": scene}
     source = chip.path.relative_to(args.src).as_posix()
     meta = {"file": source, "row": chip.row, "column": chip.column, "removed_offset": item.removed}
     times = {spec.key: [item.date] if item.date else []}
@@ -149,8 +151,7 @@ def plan(args: argparse.Namespace) -> Plan:
     listing = "\n".join(f"{p.relative_to(f).as_posix()} {p.stat().st_size}" for f in folders for p in files(f))
     options = {k: v for k, v in vars(args).items() if k not in ("src", "out", "labels", "workers", "command")}
     provenance = {"source": "folder", "files": hashlib.sha256(listing.encode()).hexdigest(), **options}
-    mask = {"kind": "mask", "classes": (args.label_classes or "").split(","), "ignore": args.label_ignore}
-    labels = {args.label_name: mask} if args.labels else {}
+    labels = label_info(args.label_name, args.label_classes.split(","), args.label_ignore) if args.labels else {}
     return Plan([item for _, item in pairs], partial(make, product=product, args=args), labels, provenance)
 
 

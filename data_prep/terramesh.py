@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from data_prep.common import Plan, Skip, slug
+from data_prep.common import Plan, Skip, label_info, scene_class, slug
 from data_prep.rasters import STORED_NODATA, Chip, chips, date_of, place, without_offset
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.sensors import SENSORS
@@ -38,7 +38,6 @@ LANDCOVER = (
     "rangeland",
 )
 IGNORE = 255  # file code 0; code c is class c - 1
-MAJORITY = 0.5  # of a chip that its scene class must cover
 BASELINE_OFFSET = 1000
 DETECTED_ABOVE = 900  # smallest stored number of a file that carries the offset
 
@@ -55,10 +54,7 @@ SPECS = {
     "S1RTC": _spec("sentinel1_rtc", ("VV", "VH"), "float32", "db", 1.0, float("nan")),
     "DEM": _spec("dem", ("elevation",), "int16", "metre", 1.0, -32768),
 }
-LABELS = {
-    "landcover": {"kind": "mask", "classes": list(LANDCOVER), "ignore": IGNORE},
-    "scene": {"kind": "class", "classes": list(LANDCOVER), "ignore": -1},
-}
+LABELS = label_info("landcover", LANDCOVER, IGNORE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +96,7 @@ def _landcover(codes: np.ndarray, path: Path) -> dict[str, np.ndarray | int]:
     if codes.max() > len(LANDCOVER):
         raise ValueError(f"{path} has the land-cover code {codes.max()}; known codes are 0 to {len(LANDCOVER)}")
     mask = np.where(codes == 0, IGNORE, codes - 1).astype(np.uint8)
-    counts = np.bincount(mask[mask != IGNORE], minlength=len(LANDCOVER))
-    majority = int(counts.argmax())
-    return {"landcover": mask, "scene": majority if counts[majority] >= MAJORITY * mask.size else -1}
+    return {"landcover": mask, "scene": scene_class(mask, len(LANDCOVER), IGNORE)}
 
 
 def make(chip: Chip, *, src: Path, folders: tuple[str, ...], offsets: dict[str, dict[str, int]]) -> Sample | Skip:

@@ -82,7 +82,7 @@ class Sample:
     """Everything observed over one footprint.
 
     ``key``        unique, lower case letters, digits, ``_`` and ``-`` (a dot would cut a WebDataset key).
-    ``images``     image key -> ``[C, H, W]`` or ``[T, C, H, W]`` in the stored dtype, at the resolution the source stores.
+    ``images``     image key -> ``[C, H, W]`` or ``[T, C, H, W]`` in the stored dtype, at the resolution stored.
     ``specs``      image key -> ImageSpec, same keys as ``images``.
     ``times``      image key -> ISO dates, one per time step (may be empty).
     ``footprint``  (min x, min y, max x, max y) in ``crs``; None for images without a position.

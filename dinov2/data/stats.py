@@ -52,7 +52,7 @@ class BandStats:
 
 
 def image_stats(image: np.ndarray, spec: ImageSpec) -> Stats:
-    """Statistics of every band of an image ``[C, H, W]`` or ``[T, C, H, W]``; bands without a valid pixel are absent."""
+    """Statistics of every band of an image ``[C, H, W]`` or ``[T, C, H, W]``; bands without valid pixels are absent."""
     values, valid = spec.to_model(image), ~spec.invalid(image)
     out: Stats = {}
     for c, band in enumerate(spec.bands):

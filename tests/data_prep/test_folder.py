@@ -181,5 +181,8 @@ def test_enmap_tiles(realdata):
         assert not {f"B{i}" for i in range(130, 136)} & set(spec.bands)
         with rasterio.open(realdata / "enmap/images" / sample.meta["file"]) as raster:
             assert np.array_equal(image[-1], raster.read(224)) and np.array_equal(image[129], raster.read(136))
-        assert sample.labels["landcover"].shape == (32, 32)
+        mask = sample.labels["landcover"]
+        assert mask.shape == (32, 32)
+        covered = [(mask == c).mean() for c in range(7)]
+        assert sample.labels["scene"] == (int(np.argmax(covered)) if max(covered) >= 0.5 else -1)
         assert sample.times == {"enmap-30m": ["2022-07-24"]} and sample.crs == "EPSG:32633"
