@@ -156,6 +156,52 @@ def test_killed_at_any_moment_the_run_goes_on_to_the_same_weights(tmp_path):
     assert_equal(a, b)
 
 
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+calls = 0
+def fsync(fd, flush=os.fsync):  # the file is written under its temporary name, not yet renamed
+    global calls
+    calls += 1
+    if calls == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(fd)
+os.fsync = fsync
+import train
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("launch", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]])
+def test_killed_while_a_checkpoint_is_written(launch, tmp_path):
+    path = tiny.shards(tmp_path / "shards")
+    config = tiny.write_config(tmp_path / "a.yaml", tiny.raw_config("simclr", path, save_every=1))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_WHILE_WRITING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(program: Path, name: str) -> int:
+        words = [
+            sys.executable,
+            *launch,
+            str(program),
+            "--config-file",
+            str(config),
+            "--output-dir",
+            str(tmp_path / name),
+        ]
+        return subprocess.run(words, capture_output=True, env=environment).returncode
+
+    assert start(ROOT / "train.py", "whole") == 0
+    assert start(script, "killed") != 0
+    saved = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert saved == ["step-00000001.pt", "step-00000002.pt", "step-00000003.partial"]
+    assert start(ROOT / "train.py", "killed") == 0
+    last = "checkpoints/step-00000006.pt"
+    a, b = (checkpoint.load(tmp_path / n / last)["objective"] for n in ("whole", "killed"))
+    assert_equal(a, b)
+
+
 def fails(config: Path, out: Path, *more: str) -> str:
     done = subprocess.run(command(config, out, *more), capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
