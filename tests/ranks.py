@@ -51,18 +51,23 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 1
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def assert_rank_law(fn: Callable[..., dict[str, torch.Tensor]], *args: Any, worlds: tuple[int, ...] = (2, 3)) -> None:
-    """W ranks equal one rank in every tensor that ``fn(*args)`` returns (a loss, gradients after averaging).
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str = "") -> None:
+    """The same loss and gradients but for rounding.
 
     Relative to the largest entry of each tensor 1e-4. Gradients that are zero but for rounding (of a bias before a
     normalisation) may differ by 1e-6 of the largest entry of all gradients, that is of all tensors but scalars.
     """
-    (expected,) = run_ranks(fn, 1, *args)
+    assert found.keys() == expected.keys()
     floor = 1e-6 * max((float(t.abs().max()) for t in expected.values() if t.ndim), default=0.0)
+    for name, value in expected.items():
+        error = float((found[name] - value).abs().max())
+        bound = 1e-4 * float(value.abs().max()) + floor
+        assert error <= bound, f"{name}{where}: off by {error:.3g}, allowed {bound:.3g}"
+
+
+def assert_rank_law(fn: Callable[..., dict[str, torch.Tensor]], *args: Any, worlds: tuple[int, ...] = (2, 3)) -> None:
+    """W ranks equal one rank in every tensor that ``fn(*args)`` returns (a loss, gradients after averaging)."""
+    (expected,) = run_ranks(fn, 1, *args)
     for world in worlds:
         for rank, found in enumerate(run_ranks(fn, world, *args)):
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                error = float((found[name] - value).abs().max())
-                bound = 1e-4 * float(value.abs().max()) + floor
-                assert error <= bound, f"{name} on rank {rank} of {world}: off by {error:.3g}, allowed {bound:.3g}"
+            assert_equal(found, expected, f" on rank {rank} of {world}")

@@ -55,16 +55,27 @@ OBJECTIVES = {
 }
 
 
-def raw_config(objective: str, shard_set: Path, **train) -> dict:
-    """What a YAML file for a tiny run would hold."""
+VARIANTS = {
+    "queue": {"objective": {"queue": 8}},
+    "accumulated": {"data": {"micro_batch": 2}},
+    "exact": {"data": {"micro_batch": 1}, "train": {"exact_accumulation": True}},
+}
+
+
+def raw_config(name: str, shard_set: Path, **train) -> dict:
+    """What a YAML file for a tiny run would hold; ``name`` is an objective with any variants, as in ``moco+queue``."""
+    objective, *variants = name.split("+")
     sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2, "attn_dim": 24, "attn_heads": 2}
-    return {
+    raw = {
         "data": {"shards": [str(shard_set)], "batch_size": 6, "workers": 0},
         "model": {"arch": "vit_tiny", "patch_size": 4, "image_size": 16, "layer_scale": 0.1, **sizes},
         "objective": {"name": objective, **OBJECTIVES[objective]},
         "optim": {"base_lr": 1e-3, "scaling": "none", "warmup_steps": 2, "teacher_temp_warmup_steps": 3},
         "train": {"steps": 6, "log_every": 1, "save_every": 2, "health_every": 3, "collapse_std": 0.0, **train},
     }
+    for variant in variants:
+        raw = {part: values | VARIANTS[variant].get(part, {}) for part, values in raw.items()}
+    return raw
 
 
 def write_config(path: Path, raw: dict) -> Path:

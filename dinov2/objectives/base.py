@@ -35,6 +35,14 @@ class Objective(nn.Module):
         """Return ``loss`` (scalar), any further scalar terms, and ``embedding`` ``[B, D]`` (detached, for health)."""
         raise NotImplementedError
 
+    def check_batch(self, batch: int, together: int) -> str | None:
+        """What to do where ``together`` samples are few for one loss; None where they are enough.
+
+        ``batch`` samples make an optimiser step on all ranks, ``together`` of them meet in a loss. Numbers that cannot
+        be learnt from raise ValueError.
+        """
+        return None
+
     def after_step(self, now: Now) -> None:
         """Update what follows the optimiser: EMA teacher, queue, centre."""
 

@@ -13,8 +13,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dinov2.data.batch import Batch, View, ViewSpec
+from dinov2.distributed import gather
 from dinov2.models.heads import mlp_head
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives import losses
@@ -28,19 +30,34 @@ class Row:
     asymmetric: bool
     loss: Callable[..., Tensor]
     knobs: tuple[str, ...] = ()
+    enough: int = 0  # samples in the global batch, below which the published results fall off
+    remedy: str = ""
 
 
+LARGER = "raise data.batch_size; data.micro_batch with train.exact_accumulation bounds its memory"
 ROWS = {
-    "simclr": Row(False, losses.nt_xent, ("temperature",)),  # Chen et al. 2020, eq. 1
-    "moco": Row(True, losses.info_nce, ("temperature",)),  # Chen, Xie, He 2021 (v3), eq. 1
-    "byol": Row(True, losses.negative_cosine),  # Grill et al. 2020, eq. 2 up to the constant 2 and the factor 2
-    "barlow": Row(False, losses.cross_correlation, ("off_diagonal",)),  # Zbontar et al. 2021, eq. 1
+    "simclr": Row(False, losses.nt_xent, ("temperature",), 256, LARGER),  # Chen et al. 2020, eq. 1
+    # Chen, Xie, He 2021 (v3), eq. 1; He et al. 2020 with a queue
+    "moco": Row(
+        True, losses.info_nce, ("temperature", "queue"), 256, f"set objective.queue to 4096 or more, or {LARGER}"
+    ),
+    "byol": Row(
+        True, losses.negative_cosine, (), 128, LARGER
+    ),  # Grill et al. 2020, eq. 2 up to the constant and factor 2
+    "barlow": Row(False, losses.cross_correlation, ("off_diagonal",), 128, LARGER),  # Zbontar et al. 2021, eq. 1
 }
 KNOBS = {knob for row in ROWS.values() for knob in row.knobs}
 
 
 class TwoView(Objective):
-    """Two crops per sample (from two sensors where it has them), one loss between their projections."""
+    """Two crops per sample (from two sensors where it has them), one loss between their projections.
+
+    ``queue`` > 0 is MoCo's first form (arXiv 1911.05722): negatives are that many earlier keys instead of those of the
+    batch, and there is no predictor. Keys that enter it are the teacher's of the second crops.
+    """
+
+    queue: Tensor | None  # [Q, P], unit rows
+    pointer: Tensor  # [1], the oldest row
 
     def __init__(
         self,
@@ -56,40 +73,84 @@ class TwoView(Objective):
         hidden_dim: int = 2048,
         projection_dim: int = 256,
         projector_layers: int = 3,
+        queue: int = 0,
     ) -> None:
         super().__init__()
+        assert not queue or "queue" in ROWS[row].knobs, f"{row} has no queue"
         knobs = {"temperature": temperature, "off_diagonal": off_diagonal}
-        self.asymmetric = ROWS[row].asymmetric
-        self.loss = partial(ROWS[row].loss, **{k: knobs[k] for k in ROWS[row].knobs})
+        self.name, self.asymmetric = row, ROWS[row].asymmetric
+        self.loss = partial(ROWS[row].loss, **{k: v for k, v in knobs.items() if k in ROWS[row].knobs})
         self.views = (ViewSpec("crop", 2, size, scale, bands, distinct),)
         self.encoder = encoder
         self.projector = mlp_head(encoder.embed_dim, hidden_dim, projection_dim, projector_layers)
         if self.asymmetric:
-            self.predictor = mlp_head(projection_dim, hidden_dim, projection_dim, 2)
+            self.predictor = nn.Identity() if queue else mlp_head(projection_dim, hidden_dim, projection_dim, 2)
             self.teacher = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False)
+        self.register_buffer("queue", F.normalize(torch.randn(queue, projection_dim), dim=1) if queue else None)
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long) if queue else None)
+        self.keys: list[Tensor] = []  # of the micro-batches since the last step
+
+    def check_batch(self, batch: int, together: int) -> str | None:
+        """See :class:`Objective`."""
+        if together < 2:
+            raise ValueError(
+                f"{self.name} compares samples of a batch: data.batch_size and micro-batches must exceed 1"
+            )
+        if self.queue is not None and len(self.queue) < batch:
+            raise ValueError(f"objective.queue {len(self.queue)} is smaller than data.batch_size {batch}; enlarge it")
+        if self.queue is not None or together >= ROWS[self.name].enough:
+            return None
+        return f"{self.name} compares {together} samples, fewer than {ROWS[self.name].enough}: {ROWS[self.name].remedy}"
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """One pass over both views; see :class:`Objective`."""
-        crops = batch.views["crop"]
-        h = self.encoder(crops)  # [2B, D]
-        z = self.projector(h)  # [2B, P]
+        return self.compare(self.embed(batch.views["crop"]))
+
+    def embed(self, crops: View) -> dict[str, Tensor]:
+        """``student`` ``[2B, D]``, and without gradient ``teacher`` ``[2B, D]`` where there is one."""
+        embedded = {"student": self.encoder(crops)}
         if self.asymmetric:
-            (p0, p1), (t0, t1) = self.predictor(z).chunk(2), self.target(crops).chunk(2)  # [B, P] each
-            loss = (self.loss(p0, t1) + self.loss(p1, t0)) / 2
+            with torch.no_grad():
+                embedded["teacher"] = self.teacher[0](crops)
+        return embedded
+
+    def compare(self, embedded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Heads and loss of the whole batch, crop-major as :meth:`embed` returns it."""
+        z = self.projector(embedded["student"])  # [2B, P]
+        if self.asymmetric:
+            with torch.no_grad():
+                t0, t1 = self.teacher[1](embedded["teacher"]).chunk(2)  # [B, P] each
+            (p0, p1), negatives = self.predictor(z).chunk(2), {}
+            if self.queue is not None:
+                negatives = {"queue": self.queue}
+                self.keys.append(t1)
+            loss = (self.loss(p0, t1, **negatives) + self.loss(p1, t0, **negatives)) / 2
         else:
             loss = self.loss(*z.chunk(2))
-        return {"loss": loss, "embedding": h.detach()}
+        return {"loss": loss, "embedding": embedded["student"].detach()}
 
     @torch.no_grad()
-    def target(self, crops: View) -> Tensor:
-        """The teacher's projections of both views, ``[2B, P]``."""
-        return self.teacher(crops)
-
     def after_step(self, now: Now) -> None:
-        """Move the EMA teacher."""
+        """Move the EMA teacher, and let the keys of this step into the queue."""
         if self.asymmetric:
             ema_update(self.teacher, nn.Sequential(self.encoder, self.projector), now.momentum)
+        if self.queue is not None:
+            own = torch.cat(self.keys)  # [B, P]
+            everyone = gather(own).unflatten(0, (-1, len(own)))  # [W, B, P]
+            enqueue(self.queue, self.pointer, everyone.transpose(0, 1).flatten(0, 1))  # in the stream's order
+            self.keys.clear()
 
     def export(self) -> nn.Module:
         """The EMA teacher's encoder where there is one, else the student."""
         return self.teacher[0] if self.asymmetric else self.encoder
+
+
+def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
+    """Overwrite the oldest rows of ``queue`` ``[Q, P]``, from ``pointer`` ``[1]`` on, by ``keys`` ``[N, P]``.
+
+    Keys are normalised; those that would pass the end are left out, so that the next batch starts at row 0.
+    """
+    start = int(pointer)
+    kept = F.normalize(keys.to(queue.dtype), dim=1)[: len(queue) - start]
+    queue[start : start + len(kept)] = kept
+    pointer.copy_((pointer + len(kept)) % len(queue))

@@ -20,6 +20,7 @@ from dinov2.models.export import load_export
 from dinov2.models.state import load_strict
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Objective
+from dinov2.objectives.two_view import ROWS, TwoView
 from dinov2.sensors import suggest
 from dinov2.train.optim import build_optimizer
 from dinov2.train.schedules import Schedules, scaled_lr
@@ -36,6 +37,8 @@ class Parts:
     shards: ShardSet
     normalisation: Normalisation
     device: torch.device
+    exact: bool  # the loss is that of all micro-batches together
+    remedy: str | None = None  # where the batch is small for the objective
 
     def summary(self) -> str:
         """One line for the log."""
@@ -106,6 +109,11 @@ def build(cfg: DictConfig) -> Parts:
     """All parts of a run; everything that can be wrong with a configuration is found here."""
     device = distributed.device()
     objective = build_objective(cfg).to(device)
+    exact = cfg.train.exact_accumulation
+    if exact and not isinstance(objective, TwoView):
+        raise ValueError(
+            f"train.exact_accumulation: {cfg.objective.name} has no exact form; only {', '.join(ROWS)} have one"
+        )
     shards = ShardSet.open([expand(path) for path in cfg.data.shards])
     normalisation = Normalisation.from_stats(shards.stats)
     augment = views.Augment(**config.plain(cfg.augment))
@@ -129,4 +137,8 @@ def build(cfg: DictConfig) -> Parts:
     optim = config.plain(cfg.optim)
     optim["lr"] = scaled_lr(cfg.optim.base_lr, cfg.data.batch_size, cfg.optim.scaling)
     schedules = Schedules(optim, cfg.train.steps)
-    return Parts(objective, build_optimizer(objective, optim), schedules, stream, shards, normalisation, device)
+    together = cfg.data.batch_size if exact else stream.micro_batch * distributed.world()
+    remedy = objective.check_batch(cfg.data.batch_size, together)
+    optimizer = build_optimizer(objective, optim)
+    exact = exact and stream.accumulation > 1
+    return Parts(objective, optimizer, schedules, stream, shards, normalisation, device, exact, remedy)

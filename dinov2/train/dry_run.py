@@ -13,7 +13,8 @@ from dinov2 import distributed
 from dinov2.data.batch import Batch
 from dinov2.data.views import render
 from dinov2.train.build import Parts, build
-from dinov2.train.trainer import Precision, step
+from dinov2.train.precision import Precision
+from dinov2.train.trainer import step
 
 
 def saved_bytes(parts: Parts, batch: Batch, precision: Precision) -> int:

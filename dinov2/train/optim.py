@@ -74,6 +74,34 @@ def set_rates(optimizer: torch.optim.Optimizer, now: Now) -> None:
         group["weight_decay"] = now.weight_decay * group["wd_multiplier"]
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint L2 norm is at most ``max_norm``; returns the norm before."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+def part_of(name: str) -> str:
+    """The part of an objective that a parameter belongs to: ``patch_embed``, ``blocks`` (with tokens), ``heads``."""
+    if name.startswith("encoder.patch_embed."):
+        return "patch_embed"
+    return "blocks" if name.startswith("encoder.") else "heads"
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """``lr/<part>``: the highest learning rate of each part at this step."""
+    found: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        for key in {f"lr/{part_of(name)}" for name in group["names"]}:
+            found[key] = max(found.get(key, 0.0), group["lr"])
+    return found
+
+
+def clip_gradients(named: Iterable[tuple[str, nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
+    """Scale all gradients so that their joint L2 norm is at most ``max_norm``; the norms before.
+
+    ``grad_norm`` is that of all, ``grad_norm/<part>`` of each part; ``named`` are pairs as of ``named_parameters()``.
+    """
+    trained = {name: p for name, p in named if p.grad is not None}
+    norms = torch.stack(torch._foreach_norm([p.grad for p in trained.values() if p.grad is not None]))
+    total = torch.linalg.vector_norm(norms)
+    torch.nn.utils.clip_grads_with_norm_(trained.values(), max_norm, total)
+    found = {"grad_norm": total}
+    parts = [part_of(name) for name in trained]
+    for part in dict.fromkeys(parts):
+        own = torch.tensor([p == part for p in parts], device=norms.device)
+        found[f"grad_norm/{part}"] = torch.linalg.vector_norm(norms * own)
+    return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dinov2 import config, objectives
 from dinov2.data.views import Augment
@@ -76,6 +77,7 @@ class Train:
 
     steps: int = MISSING  # optimiser steps
     seed: int = 0
+    exact_accumulation: bool = False  # the whole batch's gradient from micro-batches; encodes twice (two-view only)
     precision: str = "auto"  # auto | float32 | bfloat16 | float16
     log_every: int = 10
     save_every: int = 500
@@ -116,8 +118,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config.merge(schema, *layers, origin=str(path))
 
 
-def identity(cfg: DictConfig) -> str:
-    """Fingerprint of everything that decides the result; two runs with the same one are the same run."""
-    raw = config.plain(cfg)
-    fixed = {part: {k: v for k, v in keys.items() if k not in FREE.get(part, ())} for part, keys in raw.items()}
-    return config.fingerprint(fixed)
+def deciding(cfg: DictConfig) -> dict[str, Any]:
+    """``part.key`` -> value of everything that decides the result, as YAML holds it (it has no tuples)."""
+    raw = config.plain(OmegaConf.create(OmegaConf.to_yaml(cfg)))
+    return {f"{part}.{k}": v for part, keys in raw.items() for k, v in keys.items() if k not in FREE.get(part, ())}

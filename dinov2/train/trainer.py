@@ -2,81 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dinov2 import config, distributed
-from dinov2.data.views import RawBatch, render
+from dinov2.data.views import RawBatch
 from dinov2.models.export import save_export
 from dinov2.objectives.base import Now
 from dinov2.train import checkpoint, schema
+from dinov2.train.accumulate import loss_of_all, mean_of_losses
 from dinov2.train.build import Parts, build
 from dinov2.train.health import CollapseAlarm, reading
 from dinov2.train.log import Log, environment
-from dinov2.train.optim import clip_gradients, set_rates
+from dinov2.train.optim import clip_gradients, rates, set_rates
+from dinov2.train.precision import Precision
 
 Evaluate = Callable[[Path, int], dict[str, float]]
 
 
-@dataclass
-class Precision:
-    """What ``train.precision`` means on this device."""
+class Step(NamedTuple):
+    """What an optimiser step leaves to be looked at."""
 
-    dtype: torch.dtype
-    scaler: torch.amp.GradScaler
-
-    @classmethod
-    def choose(cls, name: str, device: torch.device) -> Precision:
-        """auto: bfloat16 where the hardware has it, else float16 with loss scaling, float32 on a CPU."""
-        cuda = device.type == "cuda"
-        if name == "auto":
-            name = "float32" if not cuda else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        if name not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"train.precision {name!r} is not one of auto, float32, bfloat16, float16")
-        if name == "float16" and not cuda:
-            raise ValueError("train.precision float16 needs a GPU; use float32 or bfloat16")
-        return cls(getattr(torch, name), torch.amp.GradScaler(device.type, enabled=name == "float16"))
-
-    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """Autocast to the chosen type, nothing for float32."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, self.dtype)
+    terms: dict[str, Tensor]  # scalars of this rank
+    embedding: Tensor  # [crops * B, D], crop-major
+    labels: list[Mapping[str, Tensor]]  # of each micro-batch
 
 
-def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precision, clip: float) -> dict[str, Tensor]:
-    """One optimiser step over ``accumulation`` micro-batches; returns the mean terms and the gradient norm."""
+def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precision, clip: float) -> Step:
+    """One optimiser step over ``accumulation`` micro-batches."""
     set_rates(parts.optimizer, now)
     parts.optimizer.zero_grad(set_to_none=True)
-    share = 1 / parts.stream.accumulation
-    total: dict[str, Tensor] = {}
     keys: list[str] = []
-    for raw in itertools.islice(batches, parts.stream.accumulation):
-        batch = render(raw, parts.device)
-        keys += batch.keys
-        with precision.autocast(parts.device):
-            terms = parts.objective(batch, now)
-        precision.scaler.scale(terms["loss"] * share).backward()
-        embedding = terms.pop("embedding")
-        total = {k: total.get(k, torch.zeros_like(v)) + v.detach() * share for k, v in terms.items()}
+    labels: list[Mapping[str, Tensor]] = []
+
+    def noted() -> Iterator[RawBatch]:
+        for raw in itertools.islice(batches, parts.stream.accumulation):
+            keys.extend(raw.keys)
+            labels.append(raw.labels)
+            yield raw
+
+    accumulate = loss_of_all if parts.exact else mean_of_losses
+    terms, embedding = accumulate(parts, noted(), now, precision)
     distributed.average_gradients(parts.objective.parameters())
     precision.scaler.unscale_(parts.optimizer)
-    total["grad_norm"] = clip_gradients(parts.objective.parameters(), clip)
-    if not (precision.scaler.is_enabled() and torch.isfinite(total["loss"])):  # a scaler skips its own overflows
-        check_finite(total, keys, now.step)
+    terms |= clip_gradients(parts.objective.named_parameters(), clip)
+    if not (precision.scaler.is_enabled() and torch.isfinite(terms["loss"])):  # a scaler skips its own overflows
+        check_finite(terms, keys, now.step)
     precision.scaler.step(parts.optimizer)
     precision.scaler.update()
     parts.objective.after_step(now)
-    return {**total, "embedding": embedding}
+    return Step(terms, embedding, labels)
 
 
 def check_finite(terms: dict[str, Tensor], keys: list[str], step: int) -> None:
@@ -117,30 +99,32 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     without changing any schedule (as a kill would).
     """
     parts = build(cfg)
-    first = resume(cfg, folder, parts)
-    last = min(cfg.train.steps, stop_at or cfg.train.steps)
     precision = Precision.choose(cfg.train.precision, parts.device)
+    first = resume(cfg, folder, parts, precision)
+    last = min(cfg.train.steps, stop_at or cfg.train.steps)
     alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience)
     log = Log(folder, cfg.train.steps, first, cfg.train.track)
     log.say(parts.summary())
+    if parts.remedy:
+        log.say(f"small batch: {parts.remedy}")
     clock, seen = time.perf_counter(), 0
     try:
         batches = Waiting(parts.stream.batches(first))
         for at in range(first, last):
             seed_step(cfg.train.seed, at)
             now = parts.schedules.now(at)
-            terms = step(parts, batches, now, precision, cfg.optim.clip)
+            taken = step(parts, batches, now, precision, cfg.optim.clip)
             done = at + 1
             seen += cfg.data.batch_size
             if done % cfg.train.health_every == 0:
-                health = reading(distributed.gather(terms["embedding"].float()))
-                log.write(done, {f"health/{k}": v for k, v in health.items()})
+                health = reading(distributed.gather(taken.embedding.float()))
+                log.write(done, {**{f"health/{k}": v for k, v in health.items()}, **rates(parts.optimizer)})
                 alarm.check(done, health)
             if done % cfg.train.log_every == 0 or done == last:
                 elapsed = time.perf_counter() - clock
-                values = {k: distributed.mean(v.detach()).item() for k, v in terms.items() if v.ndim == 0}
-                rates = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": batches.seconds / elapsed}
-                log.write(done, {**values, **rates})
+                values = {k: distributed.mean(v).item() for k, v in taken.terms.items()}
+                speed = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": batches.seconds / elapsed}
+                log.write(done, {**values, **speed})
                 clock, seen, batches.seconds = time.perf_counter(), 0, 0.0
             if done % cfg.train.save_every == 0 or done == last:
                 checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
@@ -173,14 +157,14 @@ def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dic
     }
 
 
-def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
+def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) -> int:
     """Prepare ``folder`` and load its newest checkpoint; returns the number of steps already done."""
     written = folder / "config.yaml"
     if written.exists():
-        old = config.read_yaml(written)
-        if schema.identity(old) != schema.identity(cfg):
+        changed = differences(schema.deciding(config.read_yaml(written)), schema.deciding(cfg))
+        if changed:
             raise ValueError(
-                f"{folder} holds a run of another config ({', '.join(differences(old, cfg))}); "
+                f"{folder} holds a run of another config ({', '.join(changed)}); "
                 "choose another --output-dir or remove the folder"
             )
     if distributed.rank() == 0:
@@ -194,20 +178,13 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
     saved = checkpoint.load(path)
     checkpoint.restore(parts.objective, saved["objective"], path)
     parts.optimizer.load_state_dict(saved["optimizer"])
+    precision.scaler.load_state_dict(saved["scaler"])
     return parts.stream.start_step(saved["stream"])
 
 
-def differences(old: DictConfig, new: DictConfig) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``key: old -> new`` of every option that differs."""
-    a, b = flatten(config.plain(old)), flatten(config.plain(new))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-
-
-def flatten(raw: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted keys."""
-    if not isinstance(raw, dict):
-        return {prefix: raw}
-    return {k: v for key, value in raw.items() for k, v in flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
 
 
 def export(cfg: DictConfig, path: Path, parts: Parts, done: int) -> Path:

@@ -17,6 +17,7 @@ from dinov2.models.zoo.dinov2 import unchunk
 from dinov2.objectives import losses
 from dinov2.objectives.base import Now
 from dinov2.objectives.dino import DINO
+from dinov2.objectives.two_view import enqueue
 from dinov2.train.optim import parameter_groups
 from dinov2.train.schedules import cosine, scaled_lr
 from tests.golden.adapters_models import sizes
@@ -56,6 +57,20 @@ def negcos_byol(fixture: Fixture) -> dict[str, Tensor]:
         "out/byol_symmetric": symmetric,
         **gradients(symmetric, p),
     }
+
+
+def moco_queue(fixture: Fixture) -> dict[str, Tensor]:
+    c, x, out = fixture.config, fixture.inputs, {}
+    queue, pointer = x["bank_init"].clone(), torch.tensor([c["pointer_init"]])
+    for step in range(c["n_steps"]):
+        name = f"step{step}/q"
+        query, key = x[name].clone().requires_grad_(), x[f"step{step}/k"]
+        loss = losses.info_nce(query, key, c["temperature"], queue)
+        out |= {f"out/step{step}/loss": loss.detach(), **gradients(loss, {name: query})}
+        enqueue(queue, pointer, key)
+        out |= {f"out/step{step}/bank": queue.clone(), f"out/step{step}/ptr": pointer.clone()}
+    out["out/eval/loss_no_grad"] = losses.info_nce(x["eval/q"], x["eval/k"], c["temperature"], queue)
+    return out | {"out/eval/bank": queue}
 
 
 # ---- DINO
@@ -341,6 +356,7 @@ def schedule_with_hold(fixture: Fixture) -> dict[str, Tensor]:
 
 ADAPTERS: dict[tuple[str, str], Adapter] = {
     ("contrastive", "barlow"): barlow,
+    ("contrastive", "moco_queue"): moco_queue,
     ("contrastive", "negcos_byol"): negcos_byol,
     ("contrastive", "ntxent"): ntxent,
     ("dinov2", "dino_head"): dino_head,

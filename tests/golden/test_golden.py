@@ -14,7 +14,6 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {**adapters_models.ADAPTERS, **adapte
 
 # Kinds whose code is not written yet. Remove a line when its adapter arrives.
 LATER = {
-    ("contrastive", "moco_queue"),
     ("decoders", "fcn"),
     ("decoders", "linear_classifier"),
     ("decoders", "ltae"),

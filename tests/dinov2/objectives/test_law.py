@@ -28,14 +28,14 @@ def gradients(path: str, objective: str, folder: str) -> dict[str, torch.Tensor]
     return {"loss": distributed.mean(terms["loss"].detach()), **grads}
 
 
-@pytest.mark.parametrize("objective", sorted(tiny.OBJECTIVES))
+@pytest.mark.parametrize("objective", [*sorted(tiny.OBJECTIVES), "moco+queue"])
 def test_ranks_equal_one_rank_from_shards_to_gradients(objective, tmp_path):
     """2 and 3 ranks see different samples, some only optical, some only radar ones."""
     path = tiny.shards(tmp_path / "shards")
     assert_rank_law(gradients, str(path), objective, str(tmp_path))
 
 
-@pytest.mark.parametrize("objective", sorted(tiny.OBJECTIVES))
+@pytest.mark.parametrize("objective", [*sorted(tiny.OBJECTIVES), "moco+queue"])
 def test_every_trainable_parameter_receives_a_gradient(objective, tmp_path):
     grads = gradients(str(tiny.shards(tmp_path / "shards")), objective, str(tmp_path))
     assert all(g is not None for g in grads.values())

@@ -138,7 +138,9 @@ def test_resumed_optimiser_is_bitwise_the_uninterrupted_one():
 def test_clipping_is_global_and_returns_the_norm_before():
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
     a.grad, b.grad = torch.tensor([2.0, 4.0]), torch.tensor([4.0])
-    assert clip_gradients([a, b], 3.0).item() == pytest.approx(6.0)
+    named = {"encoder.blocks.0.a": a, "head.b": b}.items()
+    norms = {name: norm.item() for name, norm in clip_gradients(named, 3.0).items()}
+    assert norms == pytest.approx({"grad_norm": 6.0, "grad_norm/blocks": 20**0.5, "grad_norm/heads": 4.0})
     assert torch.cat([a.grad, b.grad]).tolist() == pytest.approx([1.0, 2.0, 2.0], rel=1e-5)
-    assert clip_gradients([a, b], 30.0).item() == pytest.approx(3.0, rel=1e-5)
+    assert clip_gradients(named, 30.0)["grad_norm"].item() == pytest.approx(3.0, rel=1e-5)
     assert a.grad.tolist() == pytest.approx([1.0, 2.0], rel=1e-5)

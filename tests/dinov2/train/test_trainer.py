@@ -33,7 +33,11 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert a.keys() == b.keys() and not different, f"{len(different)} of {len(a)} differ: {different[:3]}"
 
 
-@pytest.mark.parametrize("objective", sorted(tiny.OBJECTIVES))
+ACCUMULATED = [f"{name}+accumulated" for name in sorted(tiny.OBJECTIVES)]
+EXACT = ["moco+queue+exact", "barlow+exact"]
+
+
+@pytest.mark.parametrize("objective", [*sorted(tiny.OBJECTIVES), "moco+queue", *ACCUMULATED, *EXACT])
 def test_resumed_equals_uninterrupted_bit_for_bit(objective, tmp_path):
     path = str(tiny.shards(tmp_path / "shards"))
     whole = run(str(tmp_path), objective, path, "whole", [None])
@@ -42,7 +46,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(objective, tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("objective", ["simclr", "mae", "dino"])
+@pytest.mark.parametrize("objective", ["mae", "dino+accumulated", "moco+queue+exact"])
 def test_resumed_equals_uninterrupted_on_ranks(objective, world, tmp_path):
     path = str(tiny.shards(tmp_path / "shards"))
     whole = run_ranks(run, world, str(tmp_path), objective, path, "whole", [None])

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from dinov2 import distributed
+from dinov2.data.views import render
+from dinov2.objectives.two_view import ROWS
+from dinov2.train.accumulate import crop_major, loss_of_all, mean_of_losses
+from dinov2.train.build import build
+from dinov2.train.precision import Precision
+from tests import tiny
+from tests.ranks import assert_equal, assert_rank_law
+
+
+def parts_of(path: str, name: str, folder: str, drop_path: float = 0.0):
+    from pathlib import Path
+
+    own = Path(folder) / str(distributed.rank())
+    own.mkdir(exist_ok=True)
+    cfg = tiny.config(own, name, Path(path))
+    cfg.model.drop_path = drop_path
+    return build(cfg)
+
+
+def gradients(path: str, name: str, folder: str) -> dict[str, torch.Tensor]:
+    """Terms and all gradients of the first step of a run."""
+    parts = parts_of(path, name, folder)
+    accumulate = loss_of_all if parts.exact else mean_of_losses
+    raws = (raw for raw, _ in zip(parts.stream.batches(0), range(parts.stream.accumulation), strict=False))
+    terms, embedding = accumulate(parts, raws, parts.schedules.now(0), Precision.choose("float32", parts.device))
+    assert len(embedding) == 2 * parts.stream.accumulation * parts.stream.micro_batch
+    distributed.average_gradients(parts.objective.parameters())
+    grads = {name: p.grad for name, p in parts.objective.named_parameters() if p.requires_grad}
+    return {"loss": distributed.mean(terms["loss"]), **grads}
+
+
+@pytest.mark.parametrize("objective", [*ROWS, "moco+queue"])
+def test_exact_accumulation_has_the_gradient_of_one_batch(objective, tmp_path):
+    path = str(tiny.shards(tmp_path / "shards"))
+    one, exact = (gradients(path, name, str(tmp_path)) for name in (objective, f"{objective}+exact"))
+    assert_equal(exact, one)
+    plain = gradients(path, f"{objective}+accumulated", str(tmp_path))
+    assert not torch.allclose(plain["encoder.cls_token"], one["encoder.cls_token"], rtol=1e-2)  # why the mode exists
+
+
+def test_exact_accumulation_on_ranks(tmp_path):
+    assert_rank_law(gradients, str(tiny.shards(tmp_path / "shards")), "barlow+exact", str(tmp_path))
+
+
+def test_both_passes_drop_the_same_paths(tmp_path):
+    """The gradient is that of graphs which were kept from the first pass."""
+    path = str(tiny.shards(tmp_path / "shards"))
+    precision = Precision.choose("float32", torch.device("cpu"))
+    parts = parts_of(path, "byol+exact", str(tmp_path), drop_path=0.5)
+    raws = [raw for raw, _ in zip(parts.stream.batches(0), range(6), strict=False)]
+    torch.manual_seed(3)
+    loss_of_all(parts, raws, parts.schedules.now(0), precision)
+
+    kept = parts_of(path, "byol+exact", str(tmp_path), drop_path=0.5).objective
+    torch.manual_seed(3)
+    embedded = [kept.embed(render(raw, "cpu").views["crop"]) for raw in raws]
+    kept.compare({name: crop_major([e[name] for e in embedded], 1) for name in embedded[0]})["loss"].backward()
+    ours, theirs = (
+        {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+        for objective in (parts.objective, kept)
+    )
+    assert_equal(ours, theirs)
+
+
+def test_objectives_without_an_exact_form_say_so(tmp_path):
+    with pytest.raises(ValueError, match=r"train\.exact_accumulation: mae has no exact form; only simclr, moco"):
+        parts_of(str(tiny.shards(tmp_path / "shards")), "mae+exact", str(tmp_path))
