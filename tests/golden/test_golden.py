@@ -7,23 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.golden import adapters_losses, adapters_models
+from tests.golden import adapters_decoders, adapters_losses, adapters_models
 from tests.golden.harness import Adapter, Fixture, compare, load_fixture
 
-ADAPTERS: dict[tuple[str, str], Adapter] = {**adapters_models.ADAPTERS, **adapters_losses.ADAPTERS}
+ADAPTERS: dict[tuple[str, str], Adapter] = {
+    **adapters_models.ADAPTERS,
+    **adapters_losses.ADAPTERS,
+    **adapters_decoders.ADAPTERS,
+}
 
 # Kinds whose code is not written yet. Remove a line when its adapter arrives.
 LATER = {
-    ("decoders", "fcn"),
-    ("decoders", "linear_classifier"),
-    ("decoders", "ltae"),
-    ("decoders", "muster"),
-    ("decoders", "reg_upernet"),
-    ("decoders", "segformer"),
-    ("decoders", "seglinear"),
-    ("decoders", "siam_upernet"),
-    ("decoders", "unet"),
-    ("decoders", "upernet"),
     ("encoders", "croma"),
     ("encoders", "dofa"),
     ("encoders", "dofa_patch_embed"),

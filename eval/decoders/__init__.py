@@ -1,0 +1,67 @@
+"""Decoders: from the feature maps of any encoder to logits; and necks, from the maps of several images to those of one.
+
+``decoder(neck(features, dates, padding), size)`` is a whole head for a time series or a pair of images; without either
+it is ``decoder(features, size)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from eval.decoders.base import Decoder
+from eval.decoders.change import ConcatNeck, DifferenceNeck
+from eval.decoders.fcn import FCN
+from eval.decoders.linear import LinearClassifier, PixelMLP
+from eval.decoders.muster import Muster
+from eval.decoders.segformer import SegFormer
+from eval.decoders.temporal import LinearNeck, LTAENeck
+from eval.decoders.unet import UNet
+from eval.decoders.upernet import UPerNet
+
+DECODERS: dict[str, Callable[..., Decoder]] = {
+    "linear": PixelMLP,
+    "mlp": partial(PixelMLP, hidden=(1024,)),
+    "fcn": FCN,
+    "segformer": SegFormer,
+    "upernet": UPerNet,
+    "muster": Muster,
+    "unet": UNet,
+    "linear_classifier": LinearClassifier,
+}
+NECKS: dict[str, Callable[..., nn.Module]] = {
+    "ltae": LTAENeck,
+    "linear": LinearNeck,
+    "difference": DifferenceNeck,
+    "concat": ConcatNeck,
+}
+
+
+def build_decoder(name: str, in_channels: Sequence[int], outputs: int, **options: Any) -> Decoder:
+    """Decoder ``name`` for feature maps of ``in_channels`` widths; ``outputs``: classes, or 1 for a value.
+
+    ``options`` are the decoder's own arguments. Raises ValueError for an unknown name or option, or widths that the
+    decoder cannot take.
+    """
+    return build(DECODERS, "decoder", name, in_channels, outputs, **options)
+
+
+def build_neck(name: str, in_channels: Sequence[int], **options: Any) -> nn.Module:
+    """Neck ``name``: ``[B, T, D_i, h, w]`` per level -> ``[B, D, h, w]`` per level, the widths in ``out_channels``."""
+    return build(NECKS, "neck", name, in_channels, **options)
+
+
+def build(table: Mapping[str, Callable[..., Any]], what: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """``table[name](*arguments, **options)`` with a sentence for what the table or the class does not know."""
+    if name not in table:
+        meant = get_close_matches(name, table, 1)
+        hint = f"did you mean {meant[0]!r}? " if meant else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")
+    try:
+        return table[name](*arguments, **options)
+    except TypeError as error:  # an option that the class does not have, or one that it needs
+        raise ValueError(f"{what} {name!r}: {error}") from error
