@@ -32,7 +32,8 @@ def samples(count: int):
 
 def shards(folder: Path, count: int = 36) -> Path:
     """A shard set in ``folder``."""
-    write_shards(samples(count), folder, samples_per_shard=12)
+    labels = {"scene": {"kind": "class", "classes": ["optical", "radar", "both"]}}
+    write_shards(samples(count), folder, samples_per_shard=12, labels=labels)
     return folder
 
 

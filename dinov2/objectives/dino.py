@@ -19,8 +19,10 @@ from dinov2.objectives.losses import (
     moved_centre,
     prototype_cross_entropy,
     sinkhorn_bias,
+    target_entropy,
 )
 
+ENOUGH = 64  # samples in one loss, below which neighbours and balance of prototypes are mostly chance
 LEVELS = ("cls", "patch")  # the image (DINO) and its hidden patches (iBOT)
 
 
@@ -108,6 +110,16 @@ class DINO(Objective):
             self.register_buffer(f"centre_{level}", torch.zeros(bottleneck_dim))
             self.register_buffer(f"seen_{level}", torch.zeros(bottleneck_dim + 1), persistent=False)
 
+    def check_batch(self, batch: int, together: int) -> str | None:
+        """See :class:`Objective`."""
+        sinkhorn = self.centering == "sinkhorn"
+        if together >= (ENOUGH if sinkhorn or self.koleo_weight else 0):
+            return None
+        return (
+            f"dino compares {together} samples, fewer than {ENOUGH}: raise data.batch_size and data.micro_batch, or "
+            f"set {'objective.centering=centering and ' if sinkhorn else ''}objective.koleo_weight=0"
+        )
+
     def train(self, mode: bool = True) -> DINO:
         """Training mode is the student's: the teacher never drops a path."""
         super().train(mode)
@@ -116,7 +128,10 @@ class DINO(Objective):
         return self
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
-        """See :class:`Objective`; further terms are ``dino_local``, ``dino_global``, ``ibot`` and ``koleo``."""
+        """See :class:`Objective`; further terms are ``dino_local``, ``dino_global``, ``ibot`` and ``koleo``.
+
+        ``teacher_entropy`` of the image targets and ``teacher_kl``, how far the student is from them, are readings.
+        """
         crops, masks = batch.views["global"], batch.views["global"]["masks"]  # masks [2B, L]
         image, patch = self.teach(crops, masks, now.teacher_temp)
         student = self.encoder.forward_features(crops, masks=masks, fill=self.mask_token[0])
@@ -137,10 +152,14 @@ class DINO(Objective):
         hidden = self.heads.of("patch").bottleneck(student["patches"][masks])[None]  # [1, M, d]
         ibot = self.cross_entropy(hidden, prototypes["patch"], patch.features[None], patch, masked_weights(masks))
         spread = torch.stack([koleo(x) for x in student["cls"].chunk(2)]).sum()  # crops of one image may lie together
+        entropy = target_entropy(*image)
+        divergence = dino_global.detach() * pairs / 2 - entropy  # mean KL of the swapped global crops
+        health = {"teacher_entropy": entropy, "teacher_kl": divergence}
         terms = {"dino_local": dino_local, "dino_global": dino_global, "ibot": ibot, "koleo": spread}
         return {
             "loss": dino_local + dino_global + self.ibot_weight * ibot + self.koleo_weight * spread,
             **{name: term.detach() for name, term in terms.items()},
+            **health,
             "embedding": student["cls"][:samples].detach(),
         }
 

@@ -174,6 +174,19 @@ def sinkhorn_bias(
     return bias
 
 
+@torch.no_grad()
+def target_entropy(features: Tensor, prototypes: Tensor, bias: Tensor, temperature: float) -> Tensor:
+    """Mean entropy in nats of the targets ``softmax(h prototypes^T / temperature + bias)`` of ``features`` ``[N, d]``.
+
+    log K: the teacher says nothing; 0: it is certain of one prototype.
+    """
+    total = features.new_zeros(())
+    for h in features.split(_rows_at_a_time(prototypes)):
+        logs = (full_precision(h @ prototypes.T) / temperature + bias).log_softmax(-1)  # [n, K]
+        total -= (logs.exp() * logs).sum()
+    return total / max(1, len(features))
+
+
 class _PrototypeCrossEntropy(torch.autograd.Function):
     """See :func:`prototype_cross_entropy`. The gradient is made in the forward, chunk by chunk."""
 

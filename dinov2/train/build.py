@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from omegaconf import DictConfig
@@ -23,6 +24,7 @@ from dinov2.objectives.base import Objective
 from dinov2.objectives.two_view import ROWS, TwoView
 from dinov2.sensors import suggest
 from dinov2.train.optim import build_optimizer
+from dinov2.train.probe import OnlineProbe
 from dinov2.train.schedules import Schedules, scaled_lr
 
 
@@ -38,7 +40,8 @@ class Parts:
     normalisation: Normalisation
     device: torch.device
     exact: bool  # the loss is that of all micro-batches together
-    remedy: str | None = None  # where the batch is small for the objective
+    remedy: str | None  # where the batch is small for the objective
+    probe: OnlineProbe | None
 
     def summary(self) -> str:
         """One line for the log."""
@@ -141,4 +144,9 @@ def build(cfg: DictConfig) -> Parts:
     remedy = objective.check_batch(cfg.data.batch_size, together)
     optimizer = build_optimizer(objective, optim)
     exact = exact and stream.accumulation > 1
-    return Parts(objective, optimizer, schedules, stream, shards, normalisation, device, exact, remedy)
+    probe = (
+        OnlineProbe.of(cfg.train.probe, shards, cast(VisionTransformer, objective.encoder).embed_dim, device)
+        if cfg.train.probe
+        else None
+    )
+    return Parts(objective, optimizer, schedules, stream, shards, normalisation, device, exact, remedy, probe)

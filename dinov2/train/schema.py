@@ -85,6 +85,7 @@ class Train:
     health_every: int = 50
     collapse_std: float = 0.05  # stop when the embedding's standard deviation (1 = healthy, 0 = collapsed) stays below
     collapse_patience: int = 3  # for so many readings
+    probe: str | None = None  # label of the shards; a linear classifier learns it beside the run, accuracy is logged
     evaluations: list[str] = field(default_factory=list)  # evaluation configs run every evaluate_every steps
     evaluate_every: int = 0  # 0 = never
     track: list[str] = field(default_factory=list)  # tensorboard, wandb
@@ -92,7 +93,7 @@ class Train:
 
 FREE = {  # what may change between a run and its resumption
     "data": {"workers", "max_damage"},
-    "train": {"log_every", "save_every", "keep", "evaluations", "evaluate_every", "track"},
+    "train": {"log_every", "save_every", "keep", "probe", "evaluations", "evaluate_every", "track"},
 }
 
 

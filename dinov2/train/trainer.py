@@ -114,6 +114,8 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
             seed_step(cfg.train.seed, at)
             now = parts.schedules.now(at)
             taken = step(parts, batches, now, precision, cfg.optim.clip)
+            if parts.probe:
+                parts.probe.learn(taken.embedding, taken.labels, parts.stream.micro_batch)
             done = at + 1
             seen += cfg.data.batch_size
             if done % cfg.train.health_every == 0:
@@ -123,6 +125,8 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
             if done % cfg.train.log_every == 0 or done == last:
                 elapsed = time.perf_counter() - clock
                 values = {k: distributed.mean(v).item() for k, v in taken.terms.items()}
+                if parts.probe:
+                    values[f"probe/{parts.probe.label}"] = parts.probe.accuracy()
                 speed = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": batches.seconds / elapsed}
                 log.write(done, {**values, **speed})
                 clock, seen, batches.seconds = time.perf_counter(), 0, 0.0
@@ -151,6 +155,7 @@ def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dic
         "objective": parts.objective.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaler": precision.scaler.state_dict(),
+        "probe": parts.probe.state_dict() if parts.probe else None,
         "stream": parts.stream.state(done),
         "normalisation": parts.normalisation.to_dict(),
         "config": OmegaConf.to_yaml(cfg),
@@ -179,6 +184,8 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
     checkpoint.restore(parts.objective, saved["objective"], path)
     parts.optimizer.load_state_dict(saved["optimizer"])
     precision.scaler.load_state_dict(saved["scaler"])
+    if parts.probe and saved["probe"]:
+        parts.probe.load_state_dict(saved["probe"])
     return parts.stream.start_step(saved["stream"])
 
 

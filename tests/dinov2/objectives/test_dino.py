@@ -158,7 +158,9 @@ def test_loss_by_the_formula():
             p = targets(teacher["patches"][image][hidden], "patch")
             ibot += entropy(p, student["patches"][image][hidden]).mean() / 12
     terms = objective(batch, NOW)
-    expected = {"dino_global": dino_global, "dino_local": dino_local, "ibot": ibot}
+    p, q = torch.cat([second, first]), (head(student["cls"]) / 0.1).log_softmax(-1)
+    divergence = (p * (p.log() - q)).sum(-1).mean()
+    expected = {"dino_global": dino_global, "dino_local": dino_local, "ibot": ibot, "teacher_kl": divergence}
     torch.testing.assert_close({k: terms[k] for k in expected}, {k: v.detach() for k, v in expected.items()})
 
 
@@ -264,3 +266,9 @@ def test_it_learns_to_tell_samples_apart():
     uniform = 6 / 8 * math.log(64)  # what predicting nothing costs: six of the eight pairs are local
     assert terms["dino_local"] < 0.8 * uniform
     assert F.normalize(terms["embedding"], dim=1).std(0).mean() * 16**0.5 > 0.5  # 1 = spread over the sphere
+
+
+def test_small_batches_name_the_remedy():
+    assert "objective.koleo_weight=0" in build().check_batch(8, 8)
+    assert "objective.centering=centering" in build(centering="sinkhorn").check_batch(256, 8)
+    assert build(koleo_weight=0.0).check_batch(8, 8) is None and build().check_batch(64, 64) is None

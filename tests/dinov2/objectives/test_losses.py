@@ -166,6 +166,16 @@ def test_chunked_prototype_loss_equals_the_plain_one(students, teachers, rows, c
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("chunk", [1, 2**22])
+def test_entropy_of_the_targets(chunk, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    h, w, bias = draw(5, 6), draw(7, 6, seed=1), draw(7, seed=2)
+    p = (h @ w.T / 0.5 + bias).softmax(1)
+    torch.testing.assert_close(losses.target_entropy(h, w, bias, 0.5), -(p * p.log()).sum(1).mean())
+    assert losses.target_entropy(h, 0 * w, 0 * bias, 0.5).item() == pytest.approx(math.log(7))
+    assert losses.target_entropy(h, 1000 * w, bias, 0.5).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_every_masked_image_weighs_the_same():
     masks = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
     assert losses.masked_weights(masks).tolist() == pytest.approx([1 / 6] * 2 + [1 / 12] * 4)
