@@ -14,7 +14,8 @@ CHUNK = 256  # queries compared with the bank at a time
 def votes(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, temperature: float) -> Tensor:
     """Class scores ``[M, K]`` of ``queries [M, D]``: the softmax-weighted votes of their k nearest in ``bank [N, D]``.
 
-    Similarity is the cosine; a neighbour's weight is the softmax of similarity / temperature over the k neighbours.
+    ``labels``: ``[N]`` classes, or ``[N, K]`` of 0 and 1 where an image has several. Similarity is the cosine; a
+    neighbour's weight is the softmax of similarity / temperature over the k neighbours.
     """
     if k > len(bank):
         raise ValueError(f"task.k is {k}, but there are only {len(bank)} training samples; lower k or add samples")
@@ -23,7 +24,8 @@ def votes(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, t
     for chunk in F.normalize(queries, dim=1).split(CHUNK):
         similarity, nearest = (chunk @ bank.T).topk(k, dim=1)  # [m, k]
         weight = (similarity / temperature).softmax(1)
-        out.append(weight.new_zeros(len(chunk), classes).scatter_add_(1, labels[nearest], weight))
+        held = F.one_hot(labels[nearest], classes) if labels.ndim == 1 else labels[nearest]  # [m, k, K]
+        out.append(torch.einsum("mk,mkc->mc", weight, held.to(weight)))
     return torch.cat(out)
 
 
