@@ -156,24 +156,24 @@ class Block(nn.Module):
 
 
 @functools.lru_cache(maxsize=16)
-def sincos_positions(dim: int, height: int, width: int) -> Tensor:
+def sincos_positions(dim: int, height: int, width: int, scale: float = 1.0) -> Tensor:
     """Fixed 2-D positions, float64 ``[height * width, dim]`` on the CPU, row-major.
 
     The first half of the features encodes the column, the second the row; each half is [sin | cos] over frequencies
-    10000^(-i / (dim / 4)) (He et al. 2022, MAE, appendix A.1).
+    10000^(-i / (dim / 4)) (He et al. 2022, MAE, appendix A.1). ``scale`` multiplies rows and columns.
     """
     if dim % 4:
         raise ValueError(f"sine-cosine positions need a dimension that is a multiple of 4, not {dim}")
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequency for axis in (column, row)]
+    angles = [axis.reshape(-1, 1) * scale * frequency for axis in (column, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
 
 
 def interpolate_positions(
     positions: Tensor, grid: tuple[int, int], *, offset: float = 0.0, antialias: bool = False
 ) -> Tensor:
-    """Square position grid ``[1, M*M, D]`` -> ``[1, h*w, D]`` for ``grid`` (h, w), bicubic.
+    """Square position grids ``[G, M*M, D]`` -> ``[G, h*w, D]`` for ``grid`` (h, w), bicubic.
 
     ``offset`` > 0 resizes by the factors (n + offset) / M instead of to the size n: what DINOv2 models without
     registers were trained with.
@@ -181,7 +181,7 @@ def interpolate_positions(
     side = round(positions.shape[1] ** 0.5)
     if grid == (side, side):
         return positions
-    square = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)  # [1, D, M, M]
+    square = positions.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)  # [G, D, M, M]
     how = {"scale_factor": [(n + offset) / side for n in grid]} if offset else {"size": grid}
     out = F.interpolate(square, mode="bicubic", antialias=antialias, **how)  # type: ignore[arg-type]
     assert out.shape[-2:] == grid, f"positions interpolated to {tuple(out.shape[-2:])}, expected {grid}"

@@ -7,12 +7,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def patchify(imgs: Tensor, patch_size: int, keep: Tensor | None = None) -> Tensor:
-    """``[B, C, H, W]`` -> ``[B, L, C, P2]``, or ``[B, K, C, P2]`` of the patches at indices ``keep [B, K]``."""
-    b, c, height, width = imgs.shape
+def patch_grid(imgs: Tensor, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches of images ``[..., H, W]``; ValueError where the patch size does not divide them."""
+    height, width = imgs.shape[-2:]
     if height % patch_size or width % patch_size:
         raise ValueError(f"image of {height} x {width} pixels: the patch size {patch_size} must divide both sides")
-    h, w = height // patch_size, width // patch_size
+    return height // patch_size, width // patch_size
+
+
+def fixed_bands(x: Tensor | dict[str, Tensor], in_chans: int) -> Tensor:
+    """The images ``[B, C, ..., H, W]`` of an input for ``in_chans`` fixed bands, hidden channels set to zero.
+
+    ``x``: a tensor, or the published dictionary, whose ids are not looked at. Another number of bands: ValueError.
+    """
+    imgs, masks = (x, None) if isinstance(x, Tensor) else (x["imgs"], x.get("spec_masks"))
+    if imgs.shape[1] != in_chans:
+        raise ValueError(f"the encoder takes {in_chans} fixed bands, the image has {imgs.shape[1]}")
+    return imgs if masks is None else imgs.masked_fill(masks.view(*masks.shape, *[1] * (imgs.ndim - 2)), 0.0)
+
+
+def take(tokens: Tensor, keep: Tensor | None) -> Tensor:
+    """Of tokens ``[B, L, D]`` those at indices ``keep [B, K]`` -> ``[B, K, D]``; None: all."""
+    return tokens if keep is None else tokens[torch.arange(len(keep), device=keep.device)[:, None], keep]
+
+
+def patchify(imgs: Tensor, patch_size: int, keep: Tensor | None = None) -> Tensor:
+    """``[B, C, H, W]`` -> ``[B, L, C, P2]``, or ``[B, K, C, P2]`` of the patches at indices ``keep [B, K]``."""
+    b, c = imgs.shape[:2]
+    h, w = patch_grid(imgs, patch_size)
     patches = imgs.view(b, c, h, patch_size, w, patch_size).permute(0, 2, 4, 1, 3, 5)  # [B, h, w, C, P, P], a view
     if keep is None:
         return patches.reshape(b, h * w, c, patch_size**2)
@@ -34,10 +56,5 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor | dict[str, Tensor], keep: Tensor | None = None) -> Tensor:
         """See the class."""
-        imgs, masks = (x, None) if isinstance(x, Tensor) else (x["imgs"], x.get("spec_masks"))
-        if imgs.shape[1] != self.in_chans:
-            raise ValueError(f"the encoder takes {self.in_chans} fixed bands, the image has {imgs.shape[1]}")
-        if masks is not None:
-            imgs = imgs.masked_fill(masks[..., None, None], 0.0)
-        patches = patchify(imgs, self.patch_size, keep)  # [B, L, C, P2]
+        patches = patchify(fixed_bands(x, self.in_chans), self.patch_size, keep)  # [B, L, C, P2]
         return F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)

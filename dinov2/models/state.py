@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ State = Mapping[str, Tensor]
 
 
 def read_weights(path: str | Path) -> Any:
-    """The content of a ``.pth`` file on the CPU, without executing anything in it. Unreadable: ValueError."""
+    """The content of a ``.pth`` file on the CPU, without executing anything in it. Unreadable: ValueError.
+
+    A Namespace is let through: training codes save their command line beside the weights, and it holds plain values.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such weights file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what bytes that are no weights make the reader stumble over can be of any type
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a readable weights file: {reason}") from error

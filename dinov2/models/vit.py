@@ -21,6 +21,14 @@ SIZES: dict[str, dict[str, Any]] = {
 Input = Tensor | dict[str, Tensor]
 
 
+def chosen_blocks(n: int | Sequence[int], depth: int) -> set[int]:
+    """Numbers of the last ``n`` of ``depth`` blocks, or those in ``n``; one that does not exist raises ValueError."""
+    wanted = set(range(depth - n, depth) if isinstance(n, int) else n)
+    if not wanted <= set(range(depth)):
+        raise ValueError(f"the encoder has blocks 0..{depth - 1}; cannot return {n}")
+    return wanted
+
+
 class VisionTransformer(nn.Module):
     """Patch embedding, class token, positions, optional registers, pre-norm blocks, final norm.
 
@@ -78,12 +86,12 @@ class VisionTransformer(nn.Module):
         if self.registers:
             nn.init.normal_(self.register_tokens, std=1e-6)
 
-    def grid(self, x: Input) -> tuple[int, int]:
-        """Rows and columns of patches of an input."""
+    def grid(self, x: Input) -> tuple[int, ...]:
+        """Rows and columns of patches of an input (with further axes before them in models that have such)."""
         height, width = (x if isinstance(x, Tensor) else x["imgs"]).shape[-2:]
         return height // self.patch_size, width // self.patch_size
 
-    def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def positions(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Positions of the class token ``[1, 1, D]`` and of the patches of a grid ``[1, h*w, D]``."""
         cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         return cls, interpolate_positions(patches, grid, **self.interpolate)  # type: ignore[arg-type]
@@ -143,18 +151,19 @@ class VisionTransformer(nn.Module):
             for patches, cls in self._intermediate(x, n, reshape=reshape, norm=norm)
         )
 
+    def maps(self, x: Input, layers: Sequence[int]) -> list[Tensor]:
+        """Feature maps ``[B, D, h, w]`` after the blocks numbered in ``layers``: what dense tasks build on."""
+        return [patches for patches, _ in self._intermediate(x, layers, reshape=True, norm=True)]
+
     def _intermediate(
         self, x: Input, n: int | Sequence[int], *, reshape: bool, norm: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        depth = len(self.blocks)
-        wanted = set(range(depth - n, depth) if isinstance(n, int) else n)
-        if not wanted <= set(range(depth)):
-            raise ValueError(f"the encoder has blocks 0..{depth - 1}; cannot return {n}")
-        h, w = self.grid(x)
+        wanted = chosen_blocks(n, len(self.blocks))
+        grid = self.grid(x)
         tokens = self.tokens(x, None, None, None)
         for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             tokens = block(tokens)
             if number in wanted:
                 parts = self.split(self.norm(tokens) if norm else tokens)
                 patches = parts["patches"]
-                yield patches.mT.unflatten(2, (h, w)) if reshape else patches, parts["cls"]
+                yield patches.mT.unflatten(2, grid) if reshape else patches, parts["cls"]

@@ -86,7 +86,8 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def vit(fixture: Fixture) -> dict[str, Tensor]:
     config, inputs = fixture.config, fixture.inputs
-    name = "panopticon_vitb14" if config.get("embed_layer") == "PanopticonPE" else "dinov2_vitb14"
+    dinov2 = f"dinov2_vitb14{'_reg' if config['num_register_tokens'] else ''}"
+    name = "panopticon_vitb14" if config.get("embed_layer") == "PanopticonPE" else dinov2
     model, beside = load_released(name, dict(fixture.state), **sizes(config))
     assert isinstance(model, VisionTransformer)
     out: dict[str, Tensor] = {}

@@ -6,13 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dinov2.models.state import build_loaded
-from dinov2.models.zoo import dinov2, panopticon
-from dinov2.models.zoo.release import Release
+from dinov2.models.zoo import croma, dinov2, dofa, panopticon, prithvi, satmae, scalemae, spectralgpt, ssl4eo
+from dinov2.models.zoo.release import Release, flatten
 
-ZOO: dict[str, Release] = {**dinov2.RELEASES, **panopticon.RELEASES}
+MODELS = (dinov2, panopticon, dofa, croma, prithvi, scalemae, ssl4eo, spectralgpt, satmae)
+ZOO: dict[str, Release] = {name: release for model in MODELS for name, release in model.RELEASES.items()}
 
 Weights = str | Path | dict[str, Any] | None
 
@@ -26,16 +28,43 @@ def load_released(name: str, weights: Weights = None, **sizes: Any) -> tuple[nn.
     """The encoder, in evaluation mode, and what was released beside it (``mask_token [1, D]`` of DINOv2 models).
 
     ``weights``: None = the released file (downloaded once into torch.hub's cache), a path, a state dict, or
-    ``"random"`` = untrained. ``sizes`` override the released sizes. A key that is missing, unknown or of another shape
-    raises ValueError naming it, as does an unknown ``name`` or an unreachable download.
+    ``"random"`` = untrained. ``sizes`` override the released sizes. Weights of another model of this zoo raise
+    ValueError naming that model; a key that is missing, unknown or of another shape raises it naming the key; so do an
+    unknown ``name`` and an unreachable download.
     """
     if name not in ZOO:
         raise ValueError(f"unknown released encoder {name!r}; known: {', '.join(sorted(ZOO))}")
     build = partial(ZOO[name].build, **sizes)
     if weights == "random":
         return build().eval(), {}
-    state, beside = ZOO[name].read(weights)
-    return build_loaded(build, state, f"{name} from {describe(weights)}"), beside
+    content = ZOO[name].content(weights)
+    check_family(name, content, describe(weights))
+    state, beside = ZOO[name].convert(content)
+    try:
+        return build_loaded(build, state, f"{name} from {describe(weights)}"), beside
+    except ValueError as error:
+        hint = next((f"; these are weights of {other}" for other in relatives(name) if fits(other, content)), "")
+        raise ValueError(f"{error}{hint}") from error
+
+
+def check_family(name: str, content: Any, source: str) -> None:
+    """ValueError where the tensors bear the marks of another model than ``name``; unmarked ones are left to loading."""
+    flat = dict(flatten(content))
+    families = {release.family for release in ZOO.values() if release.marks(flat)}
+    if families and ZOO[name].family not in families:
+        raise ValueError(f"{source} looks like {' or '.join(sorted(families))}, not {ZOO[name].family}")
+
+
+def relatives(name: str) -> list[str]:
+    """The other models of its family: other sizes and sensors."""
+    return [other for other in ZOO if other != name and ZOO[other].family == ZOO[name].family]
+
+
+def fits(name: str, content: Any) -> bool:
+    """Whether the tensors have the names and shapes of this model at its released sizes."""
+    with torch.device("meta"):
+        expected = {k: v.shape for k, v in ZOO[name].build().state_dict().items()}
+    return expected == {k: v.shape for k, v in ZOO[name].convert(content)[0].items()}
 
 
 def describe(weights: Weights) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from dinov2.models import build_encoder
-from dinov2.models.state import shorten
-from dinov2.models.zoo.release import Release
+from dinov2.models.state import State, shorten
+from dinov2.models.zoo.release import Release, named
 
 BESIDE = ("mask_token",)  # released with the encoder, but only the masked-patch objective uses it
 # Beside the teacher's backbone, training checkpoints hold heads, the student and the losses' centres.
@@ -42,6 +42,16 @@ def unchunk(key: str) -> str:
     return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key)
 
 
+def marks(registers: bool, flat: State) -> bool:
+    """Whether these tensors are a DINOv2 model's, with registers or without: a patch convolution and LayerScale."""
+    scaled = any(key.endswith("ls1.gamma") for key in flat)
+    return (
+        scaled
+        and named(flat, "patch_embed.proj.weight") is not None
+        and registers == any(key.endswith("register_tokens") for key in flat)
+    )
+
+
 def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
     """One file of the DINOv2 release."""
     name = f"dinov2_vit{letter}14"
@@ -49,7 +59,10 @@ def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
         options.update(registers=4, interpolate_offset=0.0, interpolate_antialias=True)
     build = partial(build_encoder, size, patch_size=14, img_size=518, embed="conv", layer_scale=1.0, **options)
     file = f"{name}{'_reg4' if registers else ''}_pretrain.pth"
-    return Release(build, convert, f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}")
+    family = "dinov2_reg" if registers else "dinov2"
+    return Release(
+        build, convert, f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}", family, partial(marks, registers)
+    )
 
 
 RELEASES = {
