@@ -10,11 +10,13 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -124,6 +126,15 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat /= world()
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad.copy_(g.view_as(p))  # type: ignore[union-attr]
+
+
+def from_first(value: T) -> T:
+    """Rank 0's ``value`` (anything that can be pickled) on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def same_everywhere(text: str) -> bool:

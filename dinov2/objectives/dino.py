@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dinov2.data.batch import Batch, MaskSpec, View, ViewSpec
+from dinov2.env import expand
 from dinov2.models.heads import DINOHead
 from dinov2.models.vit import VisionTransformer
+from dinov2.models.weights import load_weights
 from dinov2.objectives.base import Now, Objective, ema_update
 from dinov2.objectives.losses import (
     centering_bias,
@@ -56,7 +59,9 @@ class DINO(Objective):
 
     Two global crops go through student (patches masked) and teacher (whole), local crops through the student only.
     ``centering``: ``centering`` (a moving centre, DINO) or ``sinkhorn`` (SwAV). ``separate_ibot_head`` gives patches a
-    head of their own. ``loss`` is dino_local + dino_global + ibot_weight * ibot + koleo_weight * koleo.
+    head of their own. ``teacher_weights`` (see ``load_weights``) makes the teacher a frozen encoder behind fresh,
+    frozen heads, and exports the student: distillation.
+    ``loss`` is dino_local + dino_global + ibot_weight * ibot + koleo_weight * koleo.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class DINO(Objective):
         center_momentum: float = 0.9,
         mask_probability: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
+        teacher_weights: str | None = None,
     ) -> None:
         super().__init__()
         if centering not in ("centering", "sinkhorn"):
@@ -95,17 +101,26 @@ class DINO(Objective):
         )
         self.views = tuple(view for view in crops if view.count)
         self.encoder: VisionTransformer = encoder
-        self.heads = Heads(
+        heads = partial(
+            Heads,
             separate_ibot_head,
-            in_dim=encoder.embed_dim,
             prototypes=prototypes,
             layers=head_layers,
             hidden_dim=hidden_dim,
             bottleneck_dim=bottleneck_dim,
         )
+        self.heads = heads(in_dim=encoder.embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))
-        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.teacher_heads = copy.deepcopy(self.heads).requires_grad_(False)
+        self.distils = teacher_weights is not None
+        teacher = load_weights(expand(teacher_weights))[0] if teacher_weights else copy.deepcopy(encoder)
+        if teacher.patch_size != encoder.patch_size:
+            raise ValueError(
+                f"objective.teacher_weights {teacher_weights}: its patches of {teacher.patch_size} pixels are not the "
+                f"student's of {encoder.patch_size}; set model.patch_size={teacher.patch_size}"
+            )
+        self.teacher_encoder = teacher.requires_grad_(False)
+        teacher_heads = heads(in_dim=teacher.embed_dim) if self.distils else copy.deepcopy(self.heads)
+        self.teacher_heads = teacher_heads.requires_grad_(False)
         for level in LEVELS:  # centres of the teacher's bottleneck features; what this step has seen: their sum, count
             self.register_buffer(f"centre_{level}", torch.zeros(bottleneck_dim))
             self.register_buffer(f"seen_{level}", torch.zeros(bottleneck_dim + 1), persistent=False)
@@ -191,8 +206,9 @@ class DINO(Objective):
     @torch.no_grad()
     def after_step(self, now: Now) -> None:
         """Move the EMA teacher, and the centres towards what all ranks have seen since the last step."""
-        ema_update(self.teacher_encoder, self.encoder, now.momentum)
-        ema_update(self.teacher_heads, self.heads, now.momentum)
+        if not self.distils:
+            ema_update(self.teacher_encoder, self.encoder, now.momentum)
+            ema_update(self.teacher_heads, self.heads, now.momentum)
         if self.centering == "centering":
             for level in LEVELS:
                 centre, seen = self.get_buffer(f"centre_{level}"), self.get_buffer(f"seen_{level}")
@@ -200,5 +216,5 @@ class DINO(Objective):
                 seen.zero_()
 
     def export(self) -> nn.Module:
-        """The teacher's encoder."""
-        return self.teacher_encoder
+        """The teacher's encoder; the student where the teacher is frozen."""
+        return self.encoder if self.distils else self.teacher_encoder

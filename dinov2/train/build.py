@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from dinov2 import config, distributed, objectives
 from dinov2.data import views
@@ -17,12 +18,13 @@ from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
 from dinov2.env import expand
 from dinov2.models import build_encoder
-from dinov2.models.export import load_export
 from dinov2.models.state import load_strict
 from dinov2.models.vit import VisionTransformer
+from dinov2.models.weights import load_weights
 from dinov2.objectives.base import Objective
 from dinov2.objectives.two_view import ROWS, TwoView
 from dinov2.sensors import suggest
+from dinov2.train.health import QualityGuard
 from dinov2.train.optim import build_optimizer
 from dinov2.train.probe import OnlineProbe
 from dinov2.train.schedules import Schedules, scaled_lr
@@ -42,6 +44,7 @@ class Parts:
     exact: bool  # the loss is that of all micro-batches together
     remedy: str | None  # where the batch is small for the objective
     probe: OnlineProbe | None
+    guard: QualityGuard | None
 
     def summary(self) -> str:
         """One line for the log."""
@@ -53,10 +56,12 @@ class Parts:
         )
 
 
-def build_model(model: DictConfig) -> VisionTransformer:
-    """The encoder that the ``model`` section describes, or the exported one it starts from."""
+def build_model(model: DictConfig) -> tuple[VisionTransformer, dict[str, Tensor]]:
+    """The encoder that the ``model`` section describes, and what was released beside the weights it starts from."""
     if model.image_size % model.patch_size:
         raise ValueError(f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}")
+    source, beside = load_weights(expand(model.weights)) if model.weights else (None, {})
+    positions = {k: v for k, v in source.config.items() if k.startswith("interpolate_")} if source else {}
     spectral = {"attn_dim": model.attn_dim, "attn_heads": model.attn_heads, "terrain": model.terrain}
     embedding = spectral if model.embed == "spectral" else {"in_chans": model.in_chans}
     encoder = build_encoder(
@@ -72,19 +77,28 @@ def build_model(model: DictConfig) -> VisionTransformer:
         ffn=model.ffn,
         drop_path=model.drop_path,
         **{option: value for option, value in embedding.items() if value is not None},
+        **positions,
     )
-    if model.weights:
-        source, _ = load_export(expand(model.weights))
-        load_strict(encoder, source.state_dict(), model.weights)
-    return encoder
+    if source:
+        own, fresh = encoder.state_dict(), tuple(model.fresh)
+        for prefix in fresh:
+            if not any(key.startswith(prefix) for key in own):
+                raise ValueError(f"model.fresh: no parameter of the encoder starts with {prefix!r}")
+        kept = {key: value for key, value in own.items() if key.startswith(fresh)}
+        loaded = {key: value for key, value in source.state_dict().items() if not key.startswith(fresh)}
+        load_strict(encoder, loaded | kept, model.weights)
+    return encoder, beside
 
 
 def build_objective(cfg: DictConfig) -> Objective:
     """The objective around its encoder, seeded: the same weights on every rank."""
     torch.manual_seed(cfg.train.seed)
-    encoder = build_model(cfg.model)
+    encoder, beside = build_model(cfg.model)
     options = config.plain(cfg.objective)
     objective = objectives.build_objective(options.pop("name"), encoder, **options)
+    parameters = dict(objective.named_parameters())
+    for name in beside.keys() & parameters.keys():  # the mask token, where the objective hides patches with one
+        parameters[name].data.copy_(beside[name])
     for view in objective.views:
         if view.size % encoder.patch_size:
             raise ValueError(
@@ -149,4 +163,7 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.train.probe
         else None
     )
-    return Parts(objective, optimizer, schedules, stream, shards, normalisation, device, exact, remedy, probe)
+    guard = QualityGuard(cfg.train.guard, cfg.train.guard_drop) if cfg.train.guard else None
+    if guard and not cfg.train.evaluate_every:
+        raise ValueError("train.guard judges evaluations: set train.evaluations and train.evaluate_every")
+    return Parts(objective, optimizer, schedules, stream, shards, normalisation, device, exact, remedy, probe, guard)

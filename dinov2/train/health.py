@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -41,4 +43,24 @@ class CollapseAlarm:
                 f"the representation collapsed: embedding std {health['std']:.4f} stayed below {self.bound} for "
                 f"{self.patience} readings up to step {step} (mean cosine {health['cosine']:.3f}, effective rank "
                 f"{health['rank']:.1f}); lower optim.base_lr or enlarge data.batch_size"
+            )
+
+
+class QualityGuard:
+    """Raises once the evaluation metric ``key`` fell more than ``drop`` below its value at the start."""
+
+    def __init__(self, key: str, drop: float) -> None:
+        self.key, self.drop = key, drop
+        self.start: float | None = None  # kept in checkpoints
+
+    def check(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the evaluation of a step; the first one is the start."""
+        if self.key not in values:
+            raise ValueError(f"train.guard: no evaluation gives {self.key!r}; there are {', '.join(values) or 'none'}")
+        value = values[self.key]
+        self.start = value if self.start is None else self.start
+        if value < self.start - self.drop:
+            raise ValueError(
+                f"step {step}: {self.key} fell from {self.start:.3f} to {value:.3f}, more than train.guard_drop "
+                f"{self.drop:g}; lower optim.base_lr, hold the backbone longer (optim.freeze), or raise guard_drop"
             )

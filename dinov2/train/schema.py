@@ -44,7 +44,8 @@ class Model:
     layer_scale: float | None = 1e-5  # null = none
     ffn: str = "mlp"  # mlp | swiglu
     drop_path: float = 0.0
-    weights: str | None = None  # exported encoder (.safetensors) to start from
+    weights: str | None = None  # start from an exported encoder, a run folder, or released weights NAME@FILE
+    fresh: list[str] = field(default_factory=list)  # beginnings of parameter names that do not come from weights
 
 
 @dataclass
@@ -88,12 +89,24 @@ class Train:
     probe: str | None = None  # label of the shards; a linear classifier learns it beside the run, accuracy is logged
     evaluations: list[str] = field(default_factory=list)  # evaluation configs run every evaluate_every steps
     evaluate_every: int = 0  # 0 = never
+    guard: str | None = None  # evaluation metric (eval/DATASET/TASK/METRIC) that stops the run once it falls
+    guard_drop: float = 0.02  # by more than this below its value before the first step
     track: list[str] = field(default_factory=list)  # tensorboard, wandb
 
 
 FREE = {  # what may change between a run and its resumption
     "data": {"workers", "max_damage"},
-    "train": {"log_every", "save_every", "keep", "probe", "evaluations", "evaluate_every", "track"},
+    "train": {
+        "log_every",
+        "save_every",
+        "keep",
+        "probe",
+        "evaluations",
+        "evaluate_every",
+        "guard",
+        "guard_drop",
+        "track",
+    },
 }
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -19,20 +18,12 @@ from dinov2.objectives.base import Now
 from dinov2.train import checkpoint, schema
 from dinov2.train.accumulate import loss_of_all, mean_of_losses
 from dinov2.train.build import Parts, build
-from dinov2.train.health import CollapseAlarm, reading
 from dinov2.train.log import Log, environment
-from dinov2.train.optim import clip_gradients, rates, set_rates
+from dinov2.train.monitor import Monitor, Step, Waiting
+from dinov2.train.optim import clip_gradients, set_rates
 from dinov2.train.precision import Precision
 
 Evaluate = Callable[[Path, int], dict[str, float]]
-
-
-class Step(NamedTuple):
-    """What an optimiser step leaves to be looked at."""
-
-    terms: dict[str, Tensor]  # scalars of this rank
-    embedding: Tensor  # [crops * B, D], crop-major
-    labels: list[Mapping[str, Tensor]]  # of each micro-batch
 
 
 def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precision, clip: float) -> Step:
@@ -71,22 +62,6 @@ def check_finite(terms: dict[str, Tensor], keys: list[str], step: int) -> None:
         )
 
 
-class Waiting:
-    """An iterator that knows for how many ``seconds`` its consumer waited."""
-
-    def __init__(self, source: Iterator[RawBatch]) -> None:
-        self.source, self.seconds = source, 0.0
-
-    def __iter__(self) -> Waiting:
-        return self
-
-    def __next__(self) -> RawBatch:
-        begin = time.perf_counter()
-        item = next(self.source)
-        self.seconds += time.perf_counter() - begin
-        return item
-
-
 def seed_step(seed: int, step: int) -> None:
     """Randomness inside a step depends on (seed, step, rank) and on nothing before it."""
     torch.manual_seed((seed * 1_000_003 + step) * 4096 + distributed.rank())
@@ -99,52 +74,38 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     without changing any schedule (as a kill would).
     """
     parts = build(cfg)
+    assert evaluate or not parts.guard, "train.guard judges evaluations, and there is nothing to make them"
     precision = Precision.choose(cfg.train.precision, parts.device)
     first = resume(cfg, folder, parts, precision)
     last = min(cfg.train.steps, stop_at or cfg.train.steps)
-    alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience)
+    batches = Waiting(parts.stream.batches(first))
     log = Log(folder, cfg.train.steps, first, cfg.train.track)
-    log.say(parts.summary())
-    if parts.remedy:
-        log.say(f"small batch: {parts.remedy}")
-    clock, seen = time.perf_counter(), 0
+    monitor = Monitor(cfg, parts, batches, log, last)
     try:
-        batches = Waiting(parts.stream.batches(first))
+        if evaluate and parts.guard and parts.guard.start is None:
+            log.write(first, evaluate_now(evaluate, cfg, folder, parts, first))
         for at in range(first, last):
             seed_step(cfg.train.seed, at)
             now = parts.schedules.now(at)
             taken = step(parts, batches, now, precision, cfg.optim.clip)
-            if parts.probe:
-                parts.probe.learn(taken.embedding, taken.labels, parts.stream.micro_batch)
             done = at + 1
-            seen += cfg.data.batch_size
-            if done % cfg.train.health_every == 0:
-                health = reading(distributed.gather(taken.embedding.float()))
-                log.write(done, {**{f"health/{k}": v for k, v in health.items()}, **rates(parts.optimizer)})
-                alarm.check(done, health)
-            if done % cfg.train.log_every == 0 or done == last:
-                elapsed = time.perf_counter() - clock
-                values = {k: distributed.mean(v).item() for k, v in taken.terms.items()}
-                if parts.probe:
-                    values[f"probe/{parts.probe.label}"] = parts.probe.accuracy()
-                speed = {"lr": now.lr, "images_per_s": seen / elapsed, "data_wait": batches.seconds / elapsed}
-                log.write(done, {**values, **speed})
-                clock, seen, batches.seconds = time.perf_counter(), 0, 0.0
+            monitor.look(done, taken, now)
             if done % cfg.train.save_every == 0 or done == last:
                 checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
             if evaluate and cfg.train.evaluate_every and done % cfg.train.evaluate_every == 0:
                 log.write(done, evaluate_now(evaluate, cfg, folder, parts, done))
-                clock, seen, batches.seconds = time.perf_counter(), 0, 0.0
+                monitor.restart()
     finally:
         log.close()
     return export(cfg, folder / "model_final.safetensors", parts, last)
 
 
 def evaluate_now(evaluate: Evaluate, cfg: DictConfig, folder: Path, parts: Parts, done: int) -> dict[str, float]:
-    """Export the encoder of this step and run the injected evaluation on rank 0."""
+    """Export the encoder of this step, run the injected evaluation on rank 0, and let the guard judge it."""
     path = export(cfg, folder / "eval" / f"step-{done:08d}" / "encoder.safetensors", parts, done)
-    values = evaluate(path, done) if distributed.rank() == 0 else {}
-    distributed.barrier()
+    values = distributed.from_first(evaluate(path, done) if distributed.rank() == 0 else {})
+    if parts.guard:
+        parts.guard.check(done, values)
     return values
 
 
@@ -155,6 +116,7 @@ def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dic
         "objective": parts.objective.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaler": precision.scaler.state_dict(),
+        "guard": parts.guard.start if parts.guard else None,
         "probe": parts.probe.state_dict() if parts.probe else None,
         "stream": parts.stream.state(done),
         "normalisation": parts.normalisation.to_dict(),
@@ -184,6 +146,8 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
     checkpoint.restore(parts.objective, saved["objective"], path)
     parts.optimizer.load_state_dict(saved["optimizer"])
     precision.scaler.load_state_dict(saved["scaler"])
+    if parts.guard:
+        parts.guard.start = saved["guard"]
     if parts.probe and saved["probe"]:
         parts.probe.load_state_dict(saved["probe"])
     return parts.stream.start_step(saved["stream"])

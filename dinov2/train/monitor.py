@@ -1,0 +1,77 @@
+"""What is looked at while a run goes on: losses, speed, health, the linear probe, and the alarm that stops it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dinov2 import distributed
+from dinov2.data.views import RawBatch
+from dinov2.objectives.base import Now
+from dinov2.train.build import Parts
+from dinov2.train.health import CollapseAlarm, reading
+from dinov2.train.log import Log
+from dinov2.train.optim import rates
+
+
+class Step(NamedTuple):
+    """What an optimiser step leaves to be looked at."""
+
+    terms: dict[str, Tensor]  # scalars of this rank
+    embedding: Tensor  # [crops * B, D], crop-major
+    labels: list[Mapping[str, Tensor]]  # of each micro-batch
+
+
+class Waiting:
+    """An iterator that knows for how many ``seconds`` its consumer waited."""
+
+    def __init__(self, source: Iterator[RawBatch]) -> None:
+        self.source, self.seconds = source, 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> RawBatch:
+        begin = time.perf_counter()
+        item = next(self.source)
+        self.seconds += time.perf_counter() - begin
+        return item
+
+
+class Monitor:
+    """Reads every step, writes every ``train.log_every`` and ``train.health_every`` steps."""
+
+    def __init__(self, cfg: DictConfig, parts: Parts, batches: Waiting, log: Log, last: int) -> None:
+        self.cfg, self.parts, self.batches, self.log, self.last = cfg, parts, batches, log, last
+        self.alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience)
+        log.say(parts.summary())
+        if parts.remedy:
+            log.say(f"small batch: {parts.remedy}")
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval of speed, without what was done meanwhile."""
+        self.clock, self.images, self.batches.seconds = time.perf_counter(), 0, 0.0
+
+    def look(self, done: int, taken: Step, now: Now) -> None:
+        """Take the step after which ``done`` are done; a collapsed representation raises ValueError."""
+        train, probe = self.cfg.train, self.parts.probe
+        self.images += self.cfg.data.batch_size
+        if probe:
+            probe.learn(taken.embedding, taken.labels, self.parts.stream.micro_batch)
+        if done % train.health_every == 0:
+            health = reading(distributed.gather(taken.embedding.float()))
+            self.log.write(done, {**{f"health/{k}": v for k, v in health.items()}, **rates(self.parts.optimizer)})
+            self.alarm.check(done, health)
+        if done % train.log_every == 0 or done == self.last:
+            elapsed = time.perf_counter() - self.clock
+            values = {k: distributed.mean(v).item() for k, v in taken.terms.items()}
+            if probe:
+                values[f"probe/{probe.label}"] = probe.accuracy()
+            speed = {"images_per_s": self.images / elapsed, "data_wait": self.batches.seconds / elapsed}
+            self.log.write(done, {**values, "lr": now.lr, **speed})
+            self.restart()
