@@ -57,9 +57,9 @@ class LTAE(nn.Module):
         if padding is None:
             return self.norm(x)
         real = ~padding[:, None, None]  # [N, 1, 1, T]
-        grouped = x.unflatten(1, (self.heads, -1))  # [N, H, C/H, T]
+        grouped = x.masked_fill(padding[:, None], 0.0).unflatten(1, (self.heads, -1))  # [N, H, C/H, T]
         values = real.sum(3, keepdim=True).clamp_min(1) * grouped.shape[2]  # a pixel without any date stays finite
-        centred = (grouped - (grouped * real).sum((2, 3), keepdim=True) / values) * real
+        centred = (grouped - grouped.sum((2, 3), keepdim=True) / values) * real
         variance = centred.square().sum((2, 3), keepdim=True) / values  # [N, H, 1, 1]
         normal = (centred * torch.rsqrt(variance + self.norm.eps)).flatten(1, 2)
         return normal * self.norm.weight[:, None] + self.norm.bias[:, None]
