@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sklearn_metrics
+from torchmetrics.functional.classification import multilabel_average_precision
+
+from dinov2 import distributed
+from eval import metrics
+from eval.dense_metrics import (
+    Tally,
+    bootstrap,
+    confusions,
+    multilabel_scores,
+    predicted_classes,
+    regression_scores,
+    residuals,
+    segmentation_scores,
+    top_k_accuracy,
+)
+from tests.ranks import run_ranks
+
+# one image of 8 pixels: class 3 is nowhere, class 2 is predicted only
+TRUE = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 255]])
+GUESS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3]])
+
+
+def test_scores_by_hand():
+    confusion = confusions(GUESS, TRUE, 4, ignore_index=255)[0]
+    assert confusion.tolist() == [[3, 1, 0, 0], [0, 1, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    scores = segmentation_scores(confusion)
+    nan = torch.nan
+    expected = {
+        "iou": [3 / 4, 1 / 4, 0, nan],
+        "f1": [6 / 7, 2 / 5, 0, nan],
+        "precision": [1, 1 / 2, 0, nan],
+        "recall": [3 / 4, 1 / 3, nan, nan],
+        "support": [4, 3, 0, 0],
+        "miou": (3 / 4 + 1 / 4 + 0) / 3,  # class 2 was predicted: wrong; class 3 is absent: left out
+        "mean_f1": (6 / 7 + 2 / 5 + 0) / 3,
+        "mean_accuracy": (3 / 4 + 1 / 3) / 2,
+        "overall_accuracy": 4 / 7,
+    }
+    assert scores.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(scores[name].numpy(), value, err_msg=name)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_scores_are_those_of_scikit_learn(classes):
+    draw = torch.Generator().manual_seed(classes)
+    true, guess = (torch.randint(classes, (3, 6, 7), generator=draw) for _ in range(2))
+    scores = segmentation_scores(confusions(guess, true, classes).sum(0))
+    flat = true.flatten().numpy(), guess.flatten().numpy()
+    for name, score in {"iou": "jaccard", "f1": "f1", "precision": "precision", "recall": "recall"}.items():
+        np.testing.assert_allclose(scores[name], getattr(sklearn_metrics, f"{score}_score")(*flat, average=None))
+    assert scores["overall_accuracy"].item() == pytest.approx(sklearn_metrics.accuracy_score(*flat))
+    assert scores["mean_accuracy"].item() == pytest.approx(sklearn_metrics.balanced_accuracy_score(*flat))
+
+
+def test_a_class_that_is_ignored_leaves_the_means_but_its_predictions_stay_wrong():
+    true, guess = torch.tensor([[0, 0, 1, 1, 2]]), torch.tensor([[0, 1, 1, 0, 0]])
+    scores = segmentation_scores(confusions(guess, true, 3, ignore_index=0)[0], ignore_index=0)
+    np.testing.assert_allclose(scores["iou"], [np.nan, 1 / 2, 0])
+    assert scores["miou"].item() == pytest.approx(1 / 4) and scores["overall_accuracy"].item() == pytest.approx(1 / 3)
+
+
+def test_one_logit_is_a_threshold_and_several_a_choice():
+    assert predicted_classes(torch.tensor([[[-1.0, 2.0, 0.0]]])).tolist() == [[0, 1, 0]]
+    assert predicted_classes(torch.tensor([[[1.0, 0.0], [0.5, 3.0]]])).tolist() == [[0, 1]]
+
+
+def test_bad_masks_are_named():
+    with pytest.raises(ValueError, match=r"shape \(1, 4\) for a mask of shape \(1, 8\)"):
+        confusions(GUESS[:, :4], TRUE, 4)
+    with pytest.raises(ValueError, match="labels run from 0 to 255, but there are 4 classes"):
+        confusions(GUESS, TRUE, 4)
+
+
+def test_regression_is_that_of_scikit_learn_without_the_unknown():
+    draw = torch.Generator().manual_seed(0)
+    target = 100 + torch.randn(4, 5, 6, generator=draw)
+    guess = target + torch.randn(4, 5, 6, generator=draw)
+    target[0, 0], target[3] = torch.nan, torch.nan
+    scores = regression_scores(residuals(guess, target).sum(0))
+    known = target.isfinite()
+    pair = target[known].double().numpy(), guess[known].double().numpy()
+    assert scores["mse"].item() == pytest.approx(sklearn_metrics.mean_squared_error(*pair), rel=1e-5)
+    assert scores["rmse"].item() == pytest.approx(sklearn_metrics.mean_squared_error(*pair) ** 0.5, rel=1e-5)
+    assert scores["mae"].item() == pytest.approx(sklearn_metrics.mean_absolute_error(*pair), rel=1e-5)
+    assert scores["r2"].item() == pytest.approx(sklearn_metrics.r2_score(*pair), rel=1e-5)
+
+
+def test_r2_of_a_constant_target_is_undefined():
+    scores = regression_scores(residuals(torch.randn(2, 9), torch.full((2, 9), 0.1)).sum(0))
+    assert scores["r2"].isnan() and scores["mae"].isfinite()
+
+
+def test_several_labels_are_those_of_the_libraries():
+    draw = np.random.default_rng(0)
+    logits, target = draw.normal(size=(40, 6)), draw.integers(0, 2, (40, 6))
+    target[:, 5] = 0  # a label that never occurs
+    logits[:, 5] = -1  # and is never predicted
+    found = multilabel_scores(torch.tensor(logits), torch.tensor(target))
+    guess = (logits > 0).astype(int)
+    expected = {
+        "map": multilabel_average_precision(torch.tensor(logits[:, :5]), torch.tensor(target[:, :5]), 5).item(),
+        "micro_f1": sklearn_metrics.f1_score(target, guess, average="micro"),
+        "macro_f1": sklearn_metrics.f1_score(target[:, :5], guess[:, :5], average="macro"),
+        "exact_match": sklearn_metrics.accuracy_score(target, guess),
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_average_precision_by_hand():
+    # one label, images from the highest score down: right, wrong, right -> (1/1 + 2/3) / 2
+    scores = multilabel_scores(torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([[1], [0], [1]]))
+    assert scores["map"] == pytest.approx(5 / 6)
+
+
+def test_top_k_by_hand():
+    scores, target = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]]), torch.tensor([2, 2])
+    assert [top_k_accuracy(scores, target, k) for k in (1, 2, 3)] == [0.0, 0.5, 1.0]
+
+
+# ---- states
+
+
+def test_interval_of_the_accuracy_is_that_of_its_images():
+    right = torch.tensor([1.0, 0, 1, 1, 0, 1, 1])
+    states = torch.stack([right, torch.ones(7)], 1)
+    found = bootstrap(states, lambda sums: sums[:, 0] / sums[:, 1], seed=3, resamples=200)
+    assert found == pytest.approx(metrics.bootstrap(right.numpy(), seed=3, resamples=200))
+
+
+def test_interval_of_miou_holds_it_and_shrinks_with_more_images():
+    draw = torch.Generator().manual_seed(0)
+    true = torch.randint(3, (400, 50), generator=draw)
+    guess = torch.where(torch.rand(400, 50, generator=draw) < 0.7, true, torch.randint(3, (400, 50), generator=draw))
+    states = confusions(guess, true, 3)
+    wide, narrow = (
+        bootstrap(states[:n], lambda sums: segmentation_scores(sums)["miou"], resamples=200) for n in (25, 400)
+    )
+    value = segmentation_scores(states.sum(0))["miou"].item()
+    assert narrow[0] < value < narrow[1] and narrow[1] - narrow[0] < 0.5 * (wide[1] - wide[0])
+
+
+def tallied(images: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    true, guess = (torch.randint(3, (images, 20), generator=draw) for _ in range(2))
+    tally = Tally(images, (3, 3))
+    for i in range(distributed.rank(), images, distributed.world()):
+        tally.add(torch.tensor([i]), confusions(guess[i : i + 1], true[i : i + 1], 3))
+    states = tally.gather()
+    low, high = bootstrap(states, lambda sums: segmentation_scores(sums)["miou"], resamples=50)
+    return {"states": states, "miou": segmentation_scores(states.sum(0))["miou"], "interval": torch.tensor([low, high])}
+
+
+@pytest.mark.distributed
+def test_five_images_on_two_ranks_are_five_images():
+    (one,) = run_ranks(tallied, 1, 5)
+    assert one["states"].sum() == 5 * 20
+    for other in run_ranks(tallied, 2, 5):
+        assert all(torch.equal(other[name], value) for name, value in one.items())
+
+
+@pytest.mark.parametrize("positions", [[0, 1], [0, 1, 2, 2]])
+def test_an_image_lost_or_counted_twice_is_found(positions):
+    tally = Tally(3, (1,))
+    tally.add(torch.tensor(positions), torch.ones(len(positions), 1))
+    with pytest.raises(AssertionError, match="1 images were lost or counted twice, the first at position 2"):
+        tally.gather()
