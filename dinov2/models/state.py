@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ State = Mapping[str, Tensor]
 def read_weights(path: str | Path) -> Any:
     """The content of a ``.pth`` file on the CPU, without executing anything in it. Unreadable: ValueError.
 
-    A Namespace is let through: training codes save their command line beside the weights, and it holds plain values.
+    Command lines that training codes save beside the weights are let through: a Namespace of plain values and paths.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such weights file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what bytes that are no weights make the reader stumble over can be of any type
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,16 @@ def relatives(name: str) -> list[str]:
     return [other for other in ZOO if other != name and ZOO[other].family == ZOO[name].family]
 
 
+@functools.cache
+def released_shapes(name: str) -> dict[str, torch.Size]:
+    """Names and shapes of a model's tensors at its released sizes, without their memory."""
+    with torch.device("meta"):
+        return {k: v.shape for k, v in ZOO[name].build().state_dict().items()}
+
+
 def fits(name: str, content: Any) -> bool:
     """Whether the tensors have the names and shapes of this model at its released sizes."""
-    with torch.device("meta"):
-        expected = {k: v.shape for k, v in ZOO[name].build().state_dict().items()}
-    return expected == {k: v.shape for k, v in ZOO[name].convert(content)[0].items()}
+    return released_shapes(name) == {k: v.shape for k, v in ZOO[name].convert(content)[0].items()}
 
 
 def describe(weights: Weights) -> str:

@@ -44,12 +44,10 @@ def unchunk(key: str) -> str:
 
 def marks(registers: bool, flat: State) -> bool:
     """Whether these tensors are a DINOv2 model's, with registers or without: a patch convolution and LayerScale."""
-    scaled = any(key.endswith("ls1.gamma") for key in flat)
-    return (
-        scaled
-        and named(flat, "patch_embed.proj.weight") is not None
-        and registers == any(key.endswith("register_tokens") for key in flat)
-    )
+    proj = named(flat, "patch_embed.proj.weight")
+    convolved = proj is not None and proj.ndim == 4
+    scaled, extra = (any(key.endswith(mark) for key in flat) for mark in ("ls1.gamma", "register_tokens"))
+    return convolved and scaled and extra == registers
 
 
 def release(size: str, letter: str, registers: bool, **options: Any) -> Release:

@@ -54,7 +54,7 @@ def marks(method: str, in_chans: int, flat: State) -> bool:
     return fits and method_of(flat) in (method, None)
 
 
-def release(method: str, bands: tuple[Bands, ...]) -> Release:
+def release(method: str, bands: tuple[Bands, ...], address: str | None, sha256: str | None = None) -> Release:
     """ViT-S/16 of one method and sensor."""
     sar, in_chans = bands is SAR, len(bands[0].names)
     # radar: dB statistics of the data set, as published with it; optical: top of atmosphere, clipped to 0..1
@@ -64,12 +64,18 @@ def release(method: str, bands: tuple[Bands, ...]) -> Release:
     )
     family = f"ssl4eo_{method}{'_sar' if sar else ''}"
     made, read, marked = partial(build, in_chans=in_chans), partial(convert, method), partial(marks, method, in_chans)
-    return Release(made, read, None, family, marked, expects, "CC-BY-4.0")
+    return Release(made, read, address, family, marked, expects, "CC-BY-4.0", sha256)
 
 
+MIRROR = "https://huggingface.co/torchgeo/vit_small_patch16_224_sentinel2_all"  # backbones alone
+MOCO = "67c9032df0449ae37f93c51696bcae0c6dc3485103deb44b4669e9897b90409c"
 RELEASES = {
-    "ssl4eo_mae": release("mae", OPTICAL),
-    "ssl4eo_mae_sar": release("mae", SAR),
-    "ssl4eo_dino": release("dino", OPTICAL),
-    "ssl4eo_moco": release("moco", OPTICAL),
+    "ssl4eo_mae": release("mae", OPTICAL, None),  # published as a shared folder that no program can fetch
+    "ssl4eo_mae_sar": release(
+        "mae", SAR, "https://huggingface.co/wangyi111/SSL4EO-S12/resolve/main/B2_vits16_mae_ep99.pth"
+    ),
+    "ssl4eo_dino": release("dino", OPTICAL, f"{MIRROR}_dino/resolve/main/vit_small_patch16_224_sentinel2_all_dino.pth"),
+    "ssl4eo_moco": release(
+        "moco", OPTICAL, f"{MIRROR}_moco/resolve/main/vit_small_patch16_224_sentinel2_all_moco-{MOCO[:8]}.pth", MOCO
+    ),
 }

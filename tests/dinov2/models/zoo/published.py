@@ -1,0 +1,128 @@
+"""Tiny models of the zoo, their inputs, and their states in the layout of the published files."""
+
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.models.zoo import ZOO, load_encoder
+
+VIT = dict(embed_dim=32, depth=2, num_heads=4, img_size=32, patch_size=8)
+SIZES: dict[str, dict[str, Any]] = {
+    "dinov2": VIT,
+    "dinov2_reg": VIT,
+    "panopticon": {**VIT, "attn_dim": 24, "attn_heads": 4},
+    "dofa": {**VIT, "wave_dim": 8},
+    "croma": dict(embed_dim=32, depth=4),
+    "prithvi": VIT,
+    "scalemae": VIT,
+    "ssl4eo_mae": VIT,
+    "ssl4eo_mae_sar": VIT,
+    "ssl4eo_dino": VIT,
+    "ssl4eo_moco": VIT,
+    "spectralgpt": VIT,
+    "satmae": {**VIT, "channel_embed": 8},
+}
+BY_WAVELENGTH = ("dofa", "panopticon")
+# our CROMA names -> released ones, written down independently of the loader's table
+CROMA = (
+    (r"parts\.", ""),
+    (r"(s[12]_encoder)\.(blocks|norm)", r"\1.transformer.\2"),
+    (r"\.patch_embed\.proj", ".linear_input"),
+    (r"\.norm\.(weight|bias)$", r".norm_out.\1"),
+    (r"\.blocks\.(\d+)\.attn\.qkv", r".layers.\1.0.to_qkv"),
+    (r"\.blocks\.(\d+)\.attn\.proj", r".layers.\1.0.to_out"),
+    (r"\.blocks\.(\d+)\.norm1", r".layers.\1.0.input_norm"),
+    (r"\.blocks\.(\d+)\.cross\.proj", r".layers.\1.1.to_out"),
+    (r"\.blocks\.(\d+)\.cross\.", r".layers.\1.1.to_"),
+    (r"\.blocks\.(\d+)\.norm_cross", r".layers.\1.1.input_norm"),
+    (r"(joint_encoder)\.blocks\.(\d+)\.", r"\1.layers.\2.2."),
+    (r"\.blocks\.(\d+)\.", r".layers.\1.1."),
+    (r"\.norm2\.", ".input_norm."),
+    (r"\.mlp\.fc1", ".net.0"),
+    (r"\.mlp\.fc2", ".net.3"),
+)
+
+
+def tiny(name: str, weights: Any = "random", **sizes: Any) -> Any:
+    """A small model ``name``; random weights depend on the name alone."""
+    torch.manual_seed(sum(map(ord, name)))
+    model = load_encoder(name, weights, **{**SIZES[ZOO[name].family], **sizes})
+    if weights == "random":
+        for p in model.parameters():
+            nn.init.normal_(p, std=0.2)
+    return model
+
+
+def channels(name: str) -> int:
+    """How many channels inputs of this model have in these tests."""
+    expects = ZOO[name].expects
+    return sum(len(b.names) for b in expects.bands) if expects and expects.bands else 3
+
+
+def example(name: str, height: int = 32, width: int = 32, device: str = "cpu") -> Any:
+    """Two images for a model."""
+    frames = [3] if name == "prithvi" else []
+    imgs = torch.randn(2, channels(name), *frames, height, width, device=device)
+    if ZOO[name].family not in BY_WAVELENGTH:
+        return imgs
+    return {"imgs": imgs, "chn_ids": torch.tensor([[665, 560, 490]], device=device).repeat(2, 1)}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + k: v for k, v in state.items()}
+
+
+def split(state: dict[str, Tensor], part: str, names: tuple[str, str, str]) -> dict[str, Tensor]:
+    """``part`` (a regex) of queries, keys and values as three entries."""
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if re.search(part, key):
+            out |= {re.sub(part, n, key): v for n, v in zip(names, value.chunk(3), strict=True)}
+        else:
+            out[key] = value
+    return out
+
+
+def croma_file(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Nested by encoder, under the released names."""
+    nested: dict[str, Any] = {}
+    for key, value in split(state, r"cross\.qkv", ("cross.q", "cross.k", "cross.v")).items():
+        for ours, theirs in CROMA:
+            key = re.sub(ours, theirs, key)
+        top, _, rest = key.partition(".")
+        nested.setdefault(top, {})[rest] = value.flatten(1) if rest.startswith("linear_input.w") else value
+    return nested
+
+
+def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """A file as the model's authors wrote it, with what it holds beside the encoder."""
+    one = torch.ones(1, device=next(iter(state.values())).device)
+    decoder = {"mask_token": one, "decoder_embed.weight": one, "decoder_blocks.0.norm1.weight": one}
+    family = ZOO[name].family
+    if family == "croma":
+        return croma_file(state)
+    if family == "dofa":
+        return {**state, "mask_token": one, "projector.weight": one, "projector.bias": one}
+    if family == "prithvi":
+        return {**prefixed("encoder.", state), "decoder.norm.weight": one, "decoder.mask_token": one}
+    if family == "scalemae":
+        own = {"pos_embed": one, "mask_token_decoder": one, "fpn.up.weight": one, "fcn.convs.0.weight": one}
+        return {"model": {**state, **decoder, **own}, "args": Namespace(lr=1e-3, output_dir=Path("out")), "epoch": 800}
+    if family in ("ssl4eo_mae", "ssl4eo_mae_sar"):
+        return {"model": {**state, **decoder}, "optimizer": {"state": {0: {"exp_avg": one}}}, "epoch": 99}
+    if family == "ssl4eo_dino":
+        head = {"head.mlp.0.weight": one}
+        return {"student": prefixed("module.", head), "teacher": {**prefixed("backbone.", state), **head}}
+    if family == "ssl4eo_moco":
+        base = {**state, "head.0.weight": one}
+        pair = {**prefixed("module.base_encoder.", base), **prefixed("module.momentum_encoder.", base)}
+        return {"state_dict": {**pair, "module.predictor.0.weight": one}, "arch": "vit_small"}
+    if family == "spectralgpt":
+        return {"model": {**split(state, r"attn\.qkv", ("attn.q", "attn.k", "attn.v")), **decoder}}
+    if family == "satmae":
+        return {"model": {**state, **decoder, "decoder_channel_embed": one}}
+    return {**state, "mask_token": torch.ones(1, 32, device=one.device)}
