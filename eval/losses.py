@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-6  # dice of a class that is neither there nor predicted: 1
+from dinov2.sensors import suggest
+
+EPS = 1e-6  # makes the dice of a class that is neither there nor predicted 1
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int = -1, weight: Tensor | None = None) -> Tensor:
@@ -42,8 +44,8 @@ def dice(logits: Tensor, target: Tensor, *, ignore_index: int = -1) -> Tensor:
     chance, truth = ((x * labelled).flatten(2) for x in (chance, truth))
     overlap, size = (chance * truth).sum(2), (chance + truth).sum(2)  # [B, K]
     score = ((2 * overlap + EPS) / (size + EPS)).mean(1)  # [B]
-    counts = labelled.flatten(1).any(1)
-    return ((1 - score) * counts).sum() / counts.sum().clamp_min(1)
+    images = labelled.flatten(1).any(1).sum()  # one without labels scores 1 and so adds nothing to the sum
+    return (1 - score).sum() / images.clamp_min(1)
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int = -1) -> Tensor:
@@ -85,7 +87,7 @@ def build_loss(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Loss ``name`` of (logits, target); ``distribution``: class shares, for the weighted one."""
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}{suggest(name, list(LOSSES))}")
     if name == "mse":
         return mean_squared_error
     if name == "weighted_cross_entropy":

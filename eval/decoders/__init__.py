@@ -7,12 +7,12 @@ it is ``decoder(features, size)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from dinov2.sensors import suggest
 from eval.decoders.base import Decoder
 from eval.decoders.change import ConcatNeck, DifferenceNeck
 from eval.decoders.fcn import FCN
@@ -58,9 +58,7 @@ def build_neck(name: str, in_channels: Sequence[int], **options: Any) -> nn.Modu
 def build(table: Mapping[str, Callable[..., Any]], what: str, name: str, *arguments: Any, **options: Any) -> Any:
     """``table[name](*arguments, **options)`` with a sentence for what the table or the class does not know."""
     if name not in table:
-        meant = get_close_matches(name, table, 1)
-        hint = f"did you mean {meant[0]!r}? " if meant else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(table)}")
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}{suggest(name, list(table))}")
     try:
         return table[name](*arguments, **options)
     except TypeError as error:  # an option that the class does not have, or one that it needs

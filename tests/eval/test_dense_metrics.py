@@ -65,7 +65,7 @@ def test_a_class_that_is_ignored_leaves_the_means_but_its_predictions_stay_wrong
 
 
 def test_one_logit_is_a_threshold_and_several_a_choice():
-    assert predicted_classes(torch.tensor([[[-1.0, 2.0, 0.0]]])).tolist() == [[0, 1, 0]]
+    assert predicted_classes(torch.tensor([[[-1.0, 0.3, 0.0]]])).tolist() == [[0, 1, 0]]
     assert predicted_classes(torch.tensor([[[1.0, 0.0], [0.5, 3.0]]])).tolist() == [[0, 1]]
 
 

@@ -21,6 +21,10 @@ def test_starts_cover_evenly_with_as_few_tiles_as_possible(size, tile, data):
     assert len(found) == 1 + -(-max(size - tile, 0) // stride)
 
 
+def test_starts_by_hand():
+    assert starts(40, 16) == [0, 12, 24] and starts(35, 16) == [0, 10, 19] and starts(30, 16, 8) == [0, 7, 14]
+
+
 @pytest.mark.parametrize("stride", [0, 9])
 def test_stride_that_leaves_gaps_is_an_error(stride):
     with pytest.raises(ValueError, match=f"stride {stride} must lie between 1 and the tile's size, 8"):
