@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.models.channels import check_channels
-from dinov2.models.patch import patch_grid, take
+from dinov2.models.patch import patchify
 from dinov2.models.state import State
 from dinov2.models.vit import SIZES, Input
 from dinov2.models.zoo.release import Converted, Expects, Release, encoder_state
@@ -25,7 +25,7 @@ FILTER_SCALE = 0.01
 SAR_NM = 3750.0  # what stands for a C-band channel in the released weights' evaluations; the wave is 5.5 cm long
 UNUSED = (*MAE_DECODER, "projector.*")
 
-Filters = tuple[Tensor, Tensor]  # weight [E, C, P, P], bias [E]
+Filters = tuple[Tensor, Tensor]  # weight [C*P*P, E], bias [E]
 
 
 class WeightGenerator(nn.Module):
@@ -82,11 +82,10 @@ class DynamicPatchEmbed(nn.Module):
         return self.fclayer(torch.cat([angle.sin(), angle.cos()], 1).to(self.fclayer.w1.weight.dtype))
 
     def generate(self, nm: Tensor) -> Filters:
-        """Filters ``[E, C, P, P]`` and bias ``[E]`` for wavelengths ``[C]`` in nm."""
-        weight, bias = self.weight_generator(self.waves(nm))
-        p = self.patch_size
-        weight = weight.view(len(nm), p, p, self.embed_dim).permute(3, 0, 1, 2)
-        return weight * FILTER_SCALE, bias * FILTER_SCALE
+        """Filters ``[C*P*P, E]`` and bias ``[E]`` for wavelengths ``[C]`` in nm."""
+        with torch.autocast(nm.device.type, enabled=False):  # kept filters must not depend on who asked first
+            weight, bias = self.weight_generator(self.waves(nm))
+        return weight.view(-1, self.embed_dim) * FILTER_SCALE, bias * FILTER_SCALE
 
     def filters(self, nm: Tensor) -> Filters:
         """:meth:`generate`, kept between calls in evaluation until a parameter changes."""
@@ -102,32 +101,26 @@ class DynamicPatchEmbed(nn.Module):
             self._kept[key] = self.generate(nm)
         return self._kept[key]
 
-    def embed(self, imgs: Tensor, nm: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` whose channels have wavelengths ``nm [C]`` -> tokens ``[B, L, E]``."""
-        patch_grid(imgs, self.patch_size)
+    def embed(self, imgs: Tensor, nm: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Images ``[B, C, H, W]`` whose channels have wavelengths ``nm [C]`` -> tokens ``[B, L or K, E]``."""
         weight, bias = self.filters(nm)
-        # one pixel of padding, as released: patches begin one pixel up and left of the image
-        return F.conv2d(imgs, weight, bias, stride=self.patch_size, padding=1).flatten(2).mT
+        # the released convolution pads by one pixel: its patches begin one pixel up and left of the image
+        patches = patchify(F.pad(imgs, (1, -1, 1, -1)), self.patch_size, keep)  # [B, L or K, C, P*P]
+        return F.linear(patches.flatten(2), weight.T, bias)
 
     def forward(self, x: dict[str, Tensor], keep: Tensor | None = None) -> Tensor:
-        """The published dictionary -> tokens ``[B, L or K, E]``."""
+        """The published dictionary -> tokens ``[B, L or K, E]``; images of the same channels together."""
         imgs, masks = x["imgs"], x.get("spec_masks")
         ids = x["chn_ids"] if x["chn_ids"].ndim == 2 else x["chn_ids"][..., 0].long()
         check_channels(ids.cpu(), None if masks is None else masks.cpu(), imgs.shape[1])
         shown = ids if masks is None else ids.masked_fill(masks, 0)  # 0: not a channel
-        rows, which = shown.unique(dim=0, return_inverse=True)
-        if len(rows) == 1:
-            return take(self._one_sensor(imgs, rows[0]), keep)
-        h, w = patch_grid(imgs, self.patch_size)
-        tokens = imgs.new_empty(len(imgs), h * w, self.embed_dim)
-        for i, row in enumerate(rows):
-            tokens[which == i] = self._one_sensor(imgs[which == i], row)
-        return take(tokens, keep)
-
-    def _one_sensor(self, imgs: Tensor, ids: Tensor) -> Tensor:
-        present = ids != 0
-        nm = torch.where(ids < 0, SAR_NM, ids.double())[present]
-        return self.embed(imgs if present.all() else imgs[:, present], nm)
+        sets, which = shown.unique(dim=0, return_inverse=True)
+        parts = []
+        for i, channels in enumerate(sets):
+            nm = torch.where(channels < 0, SAR_NM, channels.double())[channels != 0]
+            kept = None if keep is None else keep[which == i]
+            parts.append(self.embed(imgs[which == i][:, channels != 0], nm, kept))
+        return torch.cat(parts)[which.argsort(stable=True).argsort()]
 
 
 class Dofa(ReleasedViT):

@@ -50,6 +50,16 @@ def test_dofa_forgets_its_filters_when_a_parameter_changes(dofa) -> None:
 
 
 @torch.no_grad()
+def test_dofa_filters_kept_under_autocast_serve_without_it(dofa) -> None:
+    x = example("dofa")
+    expected = dofa(x)
+    dofa.patch_embed._kept.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(dofa(x).float(), expected, atol=0.2, rtol=0)
+    assert torch.equal(dofa(x), expected)
+
+
+@torch.no_grad()
 def test_dofa_hidden_channels_do_not_count(dofa) -> None:
     x = example("dofa")
     padded = {
@@ -84,6 +94,23 @@ def test_dofa_embedding_is_the_normalised_mean(dofa) -> None:
     embedding = dofa(example("dofa"))
     torch.testing.assert_close(embedding.mean(1), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(embedding.std(1, correction=0), torch.ones(2), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_dofa_is_the_padded_convolution(dofa) -> None:
+    embed, imgs, nm = dofa.patch_embed, torch.randn(2, 3, 24, 40), torch.tensor([490.0, 560.0, 665.0])
+    weight, bias = embed.generate(nm)
+    expected = F.conv2d(imgs, weight.T.unflatten(1, (3, 8, 8)), bias, stride=8, padding=1)
+    torch.testing.assert_close(embed.embed(imgs, nm), expected.flatten(2).mT)
+
+
+@pytest.mark.parametrize("name", ["dofa", "prithvi", "satmae", "ssl4eo_mae"])
+@torch.no_grad()
+def test_kept_patches_are_those_of_all(name: str) -> None:
+    embed, x = tiny(name).eval().patch_embed, example(name)
+    keep = torch.tensor([[3, 0], [15, 7]])
+    every = embed(x, None)
+    torch.testing.assert_close(embed(x, keep), torch.stack([every[0, [3, 0]], every[1, [15, 7]]]))
 
 
 # ---- CROMA
