@@ -81,7 +81,7 @@ def part(
     names = [layer.get(key, {}).get("name") for layer in layers]
     name = next((n for n in reversed(names) if n is not None), "")
     if name not in table:
-        raise ValueError(f"{origin}: {key}.name is {name!r}{suggest(name, list(table))}; known: {', '.join(table)}")
+        raise ValueError(f"{origin}: {key}.name is {name!r}{suggest(name, list(table))} Known: {', '.join(table)}")
     options = config.signature_schema(key.title(), table[name])
     chosen = make_dataclass(key.title(), [("name", str, field(default=name))], bases=(options,), kw_only=True)
     return key, chosen, MISSING
