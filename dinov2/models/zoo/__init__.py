@@ -53,7 +53,7 @@ def check_family(name: str, content: Any, source: str) -> None:
     flat = dict(flatten(content))
     families = {release.family for release in ZOO.values() if release.marks(flat)}
     if families and ZOO[name].family not in families:
-        raise ValueError(f"{source} looks like {' or '.join(sorted(families))}, not {ZOO[name].family}")
+        raise ValueError(f"{source}: this looks like {' or '.join(sorted(families))}, not {ZOO[name].family}")
 
 
 def relatives(name: str) -> list[str]:

@@ -228,7 +228,7 @@ def release(size: str, modality: str, dim: int, depth: int) -> Release:
     expects = Expects(BANDS[modality], "two_sigma", 120, PATCH, layers, dim, pooled)
     build = partial(Croma, modality, embed_dim=dim, depth=depth)
     address = f"https://huggingface.co/antofuller/CROMA/resolve/main/CROMA_{size}.pt"
-    return Release(build, partial(convert, modality), address, "croma", marks, expects, "MIT")
+    return Release(build, partial(convert, modality), address, "CROMA", marks, expects, "MIT")
 
 
 RELEASES = {

@@ -57,7 +57,7 @@ def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
         options.update(registers=4, interpolate_offset=0.0, interpolate_antialias=True)
     build = partial(build_encoder, size, patch_size=14, img_size=518, embed="conv", layer_scale=1.0, **options)
     file = f"{name}{'_reg4' if registers else ''}_pretrain.pth"
-    family = "dinov2_reg" if registers else "dinov2"
+    family = "DINOv2 with registers" if registers else "DINOv2"
     return Release(
         build, convert, f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}", family, partial(marks, registers)
     )

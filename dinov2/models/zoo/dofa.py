@@ -159,7 +159,7 @@ def release(size: str, file: str, dim: int, layers: tuple[int, ...]) -> Release:
     """One file of the release."""
     expects = Expects((), "standardise", 224, 16, layers, dim, "mean of patch tokens, normalised")
     address = f"https://huggingface.co/earthflow/DOFA/resolve/main/{file}"
-    return Release(partial(build, size), convert, address, "dofa", marks, expects, "CC-BY-4.0")
+    return Release(partial(build, size), convert, address, "DOFA", marks, expects, "CC-BY-4.0")
 
 
 RELEASES = {

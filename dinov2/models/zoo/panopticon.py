@@ -13,7 +13,7 @@ RELEASES = {
         partial(build_encoder, "vit_base", patch_size=14, img_size=518, embed="spectral", layer_scale=1e-5),
         convert,
         "https://huggingface.co/lewaldm/panopticon/resolve/main/panopticon_vitb14_teacher.pth",
-        "panopticon",
+        "Panopticon",
         lambda flat: any("patch_embed.chnfus." in key for key in flat),
     )
 }

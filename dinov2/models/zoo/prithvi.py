@@ -95,4 +95,4 @@ EXPECTS = Expects(
 ADDRESS = (
     "https://huggingface.co/ibm-nasa-geospatial/Prithvi-EO-1.0-100M/resolve/9e63f80979b008b081117aa00a628c9fae344e67"
 )
-RELEASES = {"prithvi": Release(build, convert, f"{ADDRESS}/Prithvi_100M.pt", "prithvi", marks, EXPECTS, "Apache-2.0")}
+RELEASES = {"prithvi": Release(build, convert, f"{ADDRESS}/Prithvi_100M.pt", "Prithvi", marks, EXPECTS, "Apache-2.0")}

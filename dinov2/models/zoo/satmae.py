@@ -84,7 +84,7 @@ def release(size: str, dim: int, layers: tuple[int, ...], address: str | None) -
         dim=len(GROUPS) * dim,
         embedding="class token, normalised",
     )
-    return Release(partial(build, size), convert, address, "satmae", marks, expects)
+    return Release(partial(build, size), convert, address, "SatMAE", marks, expects)
 
 
 RELEASES = {

@@ -63,4 +63,4 @@ EXPECTS = Expects(
     embedding="class token, normalised",
 )
 ADDRESS = "https://github.com/bair-climate-initiative/scale-mae/releases/download/base-800/scalemae-vitlarge-800.pth"
-RELEASES = {"scalemae": Release(build, convert, ADDRESS, "scalemae", marks, EXPECTS)}
+RELEASES = {"scalemae": Release(build, convert, ADDRESS, "Scale-MAE", marks, EXPECTS)}

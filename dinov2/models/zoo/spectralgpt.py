@@ -90,7 +90,7 @@ def release(size: int, file: str) -> Release:
         embedding="mean of normalised tokens",
     )
     address = f"https://zenodo.org/records/8412455/files/{file}"
-    return Release(partial(build, img_size=size), convert, address, "spectralgpt", marks, expects)
+    return Release(partial(build, img_size=size), convert, address, "SpectralGPT", marks, expects)
 
 
 RELEASES = {

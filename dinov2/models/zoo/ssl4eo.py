@@ -16,14 +16,14 @@ OPTICAL = (Bands("sentinel2_l1c", S2, "reflectance"),)
 SAR = (Bands("sentinel1_grd", ("VV", "VH"), "db"),)
 # How each method's checkpoint names the encoder, and what it holds beside it
 PREFIXES = {
-    "mae": (),
-    "dino": ("module.backbone.", "backbone."),
-    "moco": ("module.base_encoder.",),
+    "MAE": (),
+    "DINO": ("module.backbone.", "backbone."),
+    "MoCo": ("module.base_encoder.",),
 }
 UNUSED = {
-    "mae": MAE_DECODER,
-    "dino": ("head.*", "module.head.*"),
-    "moco": ("head.*", "module.momentum_encoder.*", "module.predictor.*"),
+    "MAE": MAE_DECODER,
+    "DINO": ("head.*", "module.head.*"),
+    "MoCo": ("head.*", "module.momentum_encoder.*", "module.predictor.*"),
 }
 
 
@@ -41,10 +41,10 @@ def convert(method: str, content: Any) -> Converted:
 def method_of(flat: State) -> str | None:
     """The method whose checkpoint names its tensors so; None for a bare backbone, which could be of any."""
     if any("base_encoder." in key for key in flat):
-        return "moco"
+        return "MoCo"
     if any("backbone." in key for key in flat):
-        return "dino"
-    return "mae" if any(".decoder_" in f".{key}" for key in flat) else None
+        return "DINO"
+    return "MAE" if any(".decoder_" in f".{key}" for key in flat) else None
 
 
 def marks(method: str, in_chans: int, flat: State) -> bool:
@@ -62,7 +62,7 @@ def release(method: str, bands: tuple[Bands, ...], address: str | None, sha256: 
     expects = Expects(
         bands, "two_sigma" if sar else "clip", 224, 16, (3, 5, 7, 11), 384, "class token, normalised", **statistics
     )
-    family = f"ssl4eo_{method}{'_sar' if sar else ''}"
+    family = f"SSL4EO-S12 {'radar ' if sar else ''}{method}"
     made, read, marked = partial(build, in_chans=in_chans), partial(convert, method), partial(marks, method, in_chans)
     return Release(made, read, address, family, marked, expects, "CC-BY-4.0", sha256)
 
@@ -70,12 +70,12 @@ def release(method: str, bands: tuple[Bands, ...], address: str | None, sha256: 
 MIRROR = "https://huggingface.co/torchgeo/vit_small_patch16_224_sentinel2_all"  # backbones alone
 MOCO = "67c9032df0449ae37f93c51696bcae0c6dc3485103deb44b4669e9897b90409c"
 RELEASES = {
-    "ssl4eo_mae": release("mae", OPTICAL, None),  # published as a shared folder that no program can fetch
+    "ssl4eo_mae": release("MAE", OPTICAL, None),  # published as a shared folder that no program can fetch
     "ssl4eo_mae_sar": release(
-        "mae", SAR, "https://huggingface.co/wangyi111/SSL4EO-S12/resolve/main/B2_vits16_mae_ep99.pth"
+        "MAE", SAR, "https://huggingface.co/wangyi111/SSL4EO-S12/resolve/main/B2_vits16_mae_ep99.pth"
     ),
-    "ssl4eo_dino": release("dino", OPTICAL, f"{MIRROR}_dino/resolve/main/vit_small_patch16_224_sentinel2_all_dino.pth"),
+    "ssl4eo_dino": release("DINO", OPTICAL, f"{MIRROR}_dino/resolve/main/vit_small_patch16_224_sentinel2_all_dino.pth"),
     "ssl4eo_moco": release(
-        "moco", OPTICAL, f"{MIRROR}_moco/resolve/main/vit_small_patch16_224_sentinel2_all_moco-{MOCO[:8]}.pth", MOCO
+        "MoCo", OPTICAL, f"{MIRROR}_moco/resolve/main/vit_small_patch16_224_sentinel2_all_moco-{MOCO[:8]}.pth", MOCO
     ),
 }

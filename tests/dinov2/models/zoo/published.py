@@ -12,21 +12,21 @@ from dinov2.models.zoo import ZOO, load_encoder
 
 VIT = dict(embed_dim=32, depth=2, num_heads=4, img_size=32, patch_size=8)
 SIZES: dict[str, dict[str, Any]] = {
-    "dinov2": VIT,
-    "dinov2_reg": VIT,
-    "panopticon": {**VIT, "attn_dim": 24, "attn_heads": 4},
-    "dofa": {**VIT, "wave_dim": 8},
-    "croma": dict(embed_dim=32, depth=4),
-    "prithvi": VIT,
-    "scalemae": VIT,
-    "ssl4eo_mae": VIT,
-    "ssl4eo_mae_sar": VIT,
-    "ssl4eo_dino": VIT,
-    "ssl4eo_moco": VIT,
-    "spectralgpt": VIT,
-    "satmae": {**VIT, "channel_embed": 8},
+    "DINOv2": VIT,
+    "DINOv2 with registers": VIT,
+    "Panopticon": {**VIT, "attn_dim": 24, "attn_heads": 4},
+    "DOFA": {**VIT, "wave_dim": 8},
+    "CROMA": dict(embed_dim=32, depth=4),
+    "Prithvi": VIT,
+    "Scale-MAE": VIT,
+    "SSL4EO-S12 MAE": VIT,
+    "SSL4EO-S12 radar MAE": VIT,
+    "SSL4EO-S12 DINO": VIT,
+    "SSL4EO-S12 MoCo": VIT,
+    "SpectralGPT": VIT,
+    "SatMAE": {**VIT, "channel_embed": 8},
 }
-BY_WAVELENGTH = ("dofa", "panopticon")
+BY_WAVELENGTH = ("DOFA", "Panopticon")
 # our CROMA names -> released ones, written down independently of the loader's table
 CROMA = (
     (r"parts\.", ""),
@@ -103,26 +103,26 @@ def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     one = torch.ones(1, device=next(iter(state.values())).device)
     decoder = {"mask_token": one, "decoder_embed.weight": one, "decoder_blocks.0.norm1.weight": one}
     family = ZOO[name].family
-    if family == "croma":
+    if family == "CROMA":
         return croma_file(state)
-    if family == "dofa":
+    if family == "DOFA":
         return {**state, "mask_token": one, "projector.weight": one, "projector.bias": one}
-    if family == "prithvi":
+    if family == "Prithvi":
         return {**prefixed("encoder.", state), "decoder.norm.weight": one, "decoder.mask_token": one}
-    if family == "scalemae":
+    if family == "Scale-MAE":
         own = {"pos_embed": one, "mask_token_decoder": one, "fpn.up.weight": one, "fcn.convs.0.weight": one}
         return {"model": {**state, **decoder, **own}, "args": Namespace(lr=1e-3, output_dir=Path("out")), "epoch": 800}
-    if family in ("ssl4eo_mae", "ssl4eo_mae_sar"):
+    if family in ("SSL4EO-S12 MAE", "SSL4EO-S12 radar MAE"):
         return {"model": {**state, **decoder}, "optimizer": {"state": {0: {"exp_avg": one}}}, "epoch": 99}
-    if family == "ssl4eo_dino":
+    if family == "SSL4EO-S12 DINO":
         head = {"head.mlp.0.weight": one}
         return {"student": prefixed("module.", head), "teacher": {**prefixed("backbone.", state), **head}}
-    if family == "ssl4eo_moco":
+    if family == "SSL4EO-S12 MoCo":
         base = {**state, "head.0.weight": one}
         pair = {**prefixed("module.base_encoder.", base), **prefixed("module.momentum_encoder.", base)}
         return {"state_dict": {**pair, "module.predictor.0.weight": one}, "arch": "vit_small"}
-    if family == "spectralgpt":
+    if family == "SpectralGPT":
         return {"model": {**split(state, r"attn\.qkv", ("attn.q", "attn.k", "attn.v")), **decoder}}
-    if family == "satmae":
+    if family == "SatMAE":
         return {"model": {**state, **decoder, "decoder_channel_embed": one}}
     return {**state, "mask_token": torch.ones(1, 32, device=one.device)}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from dinov2.models.zoo.croma import alibi
 from dinov2.models.zoo.dofa import SAR_NM
+from dinov2.sensors import SENSORS
 from tests.dinov2.models.zoo.published import example, tiny
 
 # ---- DOFA
@@ -87,6 +88,14 @@ def test_dofa_radar_and_order_of_channels(dofa) -> None:
     torch.testing.assert_close(swapped, dofa({"imgs": imgs, "chn_ids": ids}))
     with pytest.raises(ValueError, match="unknown channel id 0"):
         dofa({"imgs": imgs, "chn_ids": torch.tensor([[490, 0]])})
+
+
+@pytest.mark.parametrize("sensor", ["landsat8", "enmap", "sentinel1_grd", "hls_l30"])
+@torch.no_grad()
+def test_dofa_takes_any_sensor(dofa, sensor: str) -> None:
+    ids = torch.tensor([SENSORS[sensor].channel_ids()])
+    x = {"imgs": torch.randn(1, ids.shape[1], 32, 32), "chn_ids": ids}
+    assert dofa(x).isfinite().all() and [m.shape for m in dofa.maps(x, [0, 1])] == [(1, 32, 4, 4)] * 2
 
 
 @torch.no_grad()

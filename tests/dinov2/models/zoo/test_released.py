@@ -37,7 +37,7 @@ def test_a_file_of_any_other_model_is_refused_by_name(name: str) -> None:
     for other, theirs in FAMILIES.items():
         if theirs != FAMILIES[family]:
             content = published(theirs, tiny(theirs).state_dict())
-            with pytest.raises(ValueError, match=f"a state dict looks like {other}, not {family}"):
+            with pytest.raises(ValueError, match=f"a state dict: this looks like {other}, not {family}"):
                 tiny(name, content)
 
 
@@ -67,7 +67,7 @@ def test_every_key_is_accounted_for(name: str) -> None:
     with pytest.raises(ValueError, match="unknown keys: (parts.)?stranger.weight"):
         tiny(name, {**state, "stranger.weight": torch.ones(1)})
     for key in state:
-        with pytest.raises(ValueError, match=f"missing keys: .*{key}|looks like dinov2, not dinov2_reg"):
+        with pytest.raises(ValueError, match=f"missing keys: .*{key}|looks like DINOv2, not DINOv2 with registers"):
             tiny(name, {k: v for k, v in state.items() if k != key})
 
 
@@ -91,7 +91,7 @@ def test_what_it_expects_is_consistent(name: str) -> None:
     assert expects.scaling in ("standardise", "two_sigma", "clip")
     with torch.device("meta"):
         model = load_encoder(name, "random")
-        if ZOO[name].family == "dofa":  # its filters depend on values
+        if ZOO[name].family == "DOFA":  # its filters depend on values
             assert model.embed_dim == expects.dim and max(expects.layers) == len(model.blocks) - 1
             return
         x = example(name, expects.size, expects.size, "meta")
@@ -116,7 +116,7 @@ def test_other_sizes_and_shapes_of_images(name: str) -> None:
         model.maps(example(name), [7])
 
 
-@pytest.mark.parametrize("name", [n for n in FIELD if ZOO[n].family != "dofa"])
+@pytest.mark.parametrize("name", [n for n in FIELD if ZOO[n].family != "DOFA"])
 @torch.no_grad()
 def test_fixed_bands(name: str) -> None:
     model, x = tiny(name).eval(), example(name)
@@ -159,7 +159,7 @@ def test_a_file_that_holds_no_dictionary(tmp_path) -> None:
 
 
 def test_unconfirmed_address_is_one_sentence() -> None:
-    with pytest.raises(ValueError, match="address of ssl4eo_mae is not confirmed; pass weights=PATH"):
+    with pytest.raises(ValueError, match="address of SSL4EO-S12 MAE is not confirmed; pass weights=PATH"):
         load_encoder("ssl4eo_mae")
 
 
