@@ -134,6 +134,7 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
                 f"{folder} holds a run of another config ({', '.join(changed)}); "
                 "choose another --output-dir or remove the folder"
             )
+    distributed.barrier()  # every rank has read the old file before it is written anew
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         written.write_text(OmegaConf.to_yaml(cfg))
