@@ -24,7 +24,7 @@ from dinov2.models.weights import load_weights
 from dinov2.objectives.base import Objective
 from dinov2.objectives.two_view import ROWS, TwoView
 from dinov2.sensors import suggest
-from dinov2.train.health import QualityGuard
+from dinov2.train.health import CollapseAlarm, QualityGuard
 from dinov2.train.optim import build_optimizer
 from dinov2.train.probe import OnlineProbe
 from dinov2.train.schedules import Schedules, scaled_lr
@@ -45,6 +45,7 @@ class Parts:
     remedy: str | None  # where the batch is small for the objective
     probe: OnlineProbe | None
     guard: QualityGuard | None
+    alarm: CollapseAlarm
 
     def summary(self) -> str:
         """One line for the log."""
@@ -166,4 +167,6 @@ def build(cfg: DictConfig) -> Parts:
     guard = QualityGuard(cfg.train.guard, cfg.train.guard_drop) if cfg.train.guard else None
     if guard and not cfg.train.evaluate_every:
         raise ValueError("train.guard judges evaluations: set train.evaluations and train.evaluate_every")
-    return Parts(objective, optimizer, schedules, stream, shards, normalisation, device, exact, remedy, probe, guard)
+    alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience, cfg.train.steps)
+    data = (stream, shards, normalisation)
+    return Parts(objective, optimizer, schedules, *data, device, exact, remedy, probe, guard, alarm)

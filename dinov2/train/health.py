@@ -30,20 +30,34 @@ def reading(embedding: Tensor) -> dict[str, float]:
 
 
 class CollapseAlarm:
-    """Raises once ``std`` stayed below ``bound`` for ``patience`` readings in a row."""
+    """Raises once ``std`` stayed below ``bound`` for ``patience`` readings in a row.
 
-    def __init__(self, bound: float, patience: int) -> None:
-        self.bound, self.patience, self.low = bound, patience, 0
+    Class tokens of a fresh network with a small LayerScale are all alike (std below 0.001), so readings count once one
+    was above the bound, or half of the ``total`` steps are done.
+    """
+
+    def __init__(self, bound: float, patience: int, total: int) -> None:
+        self.bound, self.patience, self.total = bound, patience, total
+        self.low, self.alive = 0, False  # kept in checkpoints
 
     def check(self, step: int, health: dict[str, float]) -> None:
         """Take one reading."""
+        self.alive |= health["std"] >= self.bound
         self.low = self.low + 1 if health["std"] < self.bound else 0
-        if self.low >= self.patience:
+        if self.low >= self.patience and (self.alive or 2 * step > self.total):
             raise ValueError(
                 f"the representation collapsed: embedding std {health['std']:.4f} stayed below {self.bound} for "
                 f"{self.patience} readings up to step {step} (mean cosine {health['cosine']:.3f}, effective rank "
                 f"{health['rank']:.1f}); lower optim.base_lr or enlarge data.batch_size"
             )
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"low": self.low, "alive": self.alive}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.low, self.alive = int(state["low"]), bool(state["alive"])
 
 
 class QualityGuard:

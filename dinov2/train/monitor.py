@@ -13,7 +13,7 @@ from dinov2 import distributed
 from dinov2.data.views import RawBatch
 from dinov2.objectives.base import Now
 from dinov2.train.build import Parts
-from dinov2.train.health import CollapseAlarm, reading
+from dinov2.train.health import reading
 from dinov2.train.log import Log
 from dinov2.train.optim import rates
 
@@ -47,7 +47,6 @@ class Monitor:
 
     def __init__(self, cfg: DictConfig, parts: Parts, batches: Waiting, log: Log, last: int) -> None:
         self.cfg, self.parts, self.batches, self.log, self.last = cfg, parts, batches, log, last
-        self.alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience)
         log.say(parts.summary())
         if parts.remedy:
             log.say(f"small batch: {parts.remedy}")
@@ -66,7 +65,7 @@ class Monitor:
         if done % train.health_every == 0:
             health = reading(distributed.gather(taken.embedding.float()))
             self.log.write(done, {**{f"health/{k}": v for k, v in health.items()}, **rates(self.parts.optimizer)})
-            self.alarm.check(done, health)
+            self.parts.alarm.check(done, health)
         if done % train.log_every == 0 or done == self.last:
             elapsed = time.perf_counter() - self.clock
             values = {k: distributed.mean(v).item() for k, v in taken.terms.items()}

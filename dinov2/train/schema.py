@@ -84,7 +84,7 @@ class Train:
     save_every: int = 500
     keep: int = 3  # checkpoints kept
     health_every: int = 50
-    collapse_std: float = 0.05  # stop when the embedding's standard deviation (1 = healthy, 0 = collapsed) stays below
+    collapse_std: float = 0.01  # stop when the embedding's standard deviation (1 = healthy, 0 = collapsed) stays below
     collapse_patience: int = 3  # for so many readings
     probe: str | None = None  # label of the shards; a linear classifier learns it beside the run, accuracy is logged
     evaluations: list[str] = field(default_factory=list)  # evaluation configs run every evaluate_every steps

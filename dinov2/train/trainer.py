@@ -116,6 +116,7 @@ def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dic
         "objective": parts.objective.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaler": precision.scaler.state_dict(),
+        "alarm": parts.alarm.state_dict(),
         "guard": parts.guard.start if parts.guard else None,
         "probe": parts.probe.state_dict() if parts.probe else None,
         "stream": parts.stream.state(done),
@@ -147,6 +148,7 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
     checkpoint.restore(parts.objective, saved["objective"], path)
     parts.optimizer.load_state_dict(saved["optimizer"])
     precision.scaler.load_state_dict(saved["scaler"])
+    parts.alarm.load_state_dict(saved["alarm"])
     if parts.guard:
         parts.guard.start = saved["guard"]
     if parts.probe and saved["probe"]:

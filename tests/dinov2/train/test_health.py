@@ -26,11 +26,29 @@ def test_mean_cosine_equals_the_loop():
     assert reading(x)["cosine"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
+LOW, HIGH = {"std": 0.01, "cosine": 1.0, "rank": 1.0}, {"std": 0.9, "cosine": 0.0, "rank": 9.0}
+
+
 def test_alarm_needs_readings_in_a_row():
-    alarm = CollapseAlarm(0.1, patience=2)
-    low, high = {"std": 0.01, "cosine": 1.0, "rank": 1.0}, {"std": 0.9, "cosine": 0.0, "rank": 9.0}
-    alarm.check(1, low)
-    alarm.check(2, high)
-    alarm.check(3, low)
-    with pytest.raises(ValueError, match=r"collapsed: embedding std 0\.0100 .* step 4"):
-        alarm.check(4, low)
+    alarm = CollapseAlarm(0.1, patience=2, total=100)
+    for step, reading_ in enumerate((HIGH, LOW, HIGH, LOW), 1):
+        alarm.check(step, reading_)
+    with pytest.raises(ValueError, match=r"collapsed: embedding std 0\.0100 .* step 5"):
+        alarm.check(5, LOW)
+
+
+def test_a_network_that_starts_alike_has_half_the_run_to_spread():
+    alarm = CollapseAlarm(0.1, patience=2, total=100)
+    for step in range(10, 51, 10):
+        alarm.check(step, LOW)
+    with pytest.raises(ValueError, match="step 60"):
+        alarm.check(60, LOW)
+
+
+def test_a_resumed_alarm_remembers():
+    first, second = (CollapseAlarm(0.1, patience=2, total=100) for _ in range(2))
+    first.check(1, HIGH)
+    first.check(2, LOW)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="step 3"):
+        second.check(3, LOW)
