@@ -37,6 +37,10 @@ class Targets(NamedTuple):
     bias: Tensor  # [K]
     temperature: float
 
+    def entropy(self) -> Tensor:
+        """Their mean entropy."""
+        return target_entropy(*self)
+
 
 class Heads(nn.ModuleDict):
     """The head of the image, and that of its hidden patches: the same one, or one each."""
@@ -167,7 +171,7 @@ class DINO(Objective):
         hidden = self.heads.of("patch").bottleneck(student["patches"][masks])[None]  # [1, M, d]
         ibot = self.cross_entropy(hidden, prototypes["patch"], patch.features[None], patch, masked_weights(masks))
         spread = torch.stack([koleo(x) for x in student["cls"].chunk(2)]).sum()  # crops of one image may lie together
-        entropy = target_entropy(*image)
+        entropy = image.entropy()
         divergence = dino_global.detach() * pairs / 2 - entropy  # mean KL of the swapped global crops
         health = {"teacher_entropy": entropy, "teacher_kl": divergence}
         terms = {"dino_local": dino_local, "dino_global": dino_global, "ibot": ibot, "koleo": spread}

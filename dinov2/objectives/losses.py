@@ -19,7 +19,7 @@ from dinov2.distributed import gather, mean, rank, sum_
 from dinov2.models.heads import batch_moments, full_precision
 
 DUPLICATE = 1e-6  # unit vectors closer than this differ by float32 rounding only
-CHUNK = 2**22  # logits held at a time by the prototype losses (16 MiB in float32)
+CHUNK = 2**21  # logits held at a time by the prototype losses (8 MiB in float32)
 
 
 def _in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -187,8 +187,14 @@ def target_entropy(features: Tensor, prototypes: Tensor, bias: Tensor, temperatu
     return total / max(1, len(features))
 
 
+def _logits(h: Tensor, prototypes: Tensor, temperature: float, bias: Tensor | float = 0.0) -> Tensor:
+    """``[n, K]`` logits minus the largest of each row; the memory is the caller's to overwrite."""
+    logits = full_precision(h @ prototypes.T).div_(temperature).add_(bias)
+    return logits.sub_(logits.amax(-1, keepdim=True))
+
+
 class _PrototypeCrossEntropy(torch.autograd.Function):
-    """See :func:`prototype_cross_entropy`. The gradient is made in the forward, chunk by chunk."""
+    """See :func:`prototype_cross_entropy`. The gradient is made in the forward, chunk by chunk, in place."""
 
     @staticmethod
     def forward(ctx, student, prototypes, teacher, teacher_prototypes, bias, weights, temperature, teacher_temperature):
@@ -197,24 +203,29 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         views, rows, teachers = len(student), _rows_at_a_time(prototypes, len(student)), len(teacher)
         for start in range(0, student.shape[1], rows):
             now = slice(start, start + rows)
-            target = torch.zeros_like(bias)  # becomes [n, K], rows that sum to the number of teachers
+            targets = None  # becomes [n, K], rows that sum to the number of teachers
             for h in teacher[:, now]:
-                target = target + (full_precision(h @ teacher_prototypes.T) / teacher_temperature + bias).softmax(-1)
+                p = _logits(h, teacher_prototypes, teacher_temperature, bias).exp_()
+                p.div_(p.sum(-1, keepdim=True))
+                targets = p if targets is None else targets.add_(p)
             for view in range(views):
                 h = student[view, now]  # [n, d]
-                logits = full_precision(h @ prototypes.T) / temperature  # [n, K]
-                log_mass = logits.logsumexp(-1)  # [n]
-                loss += (weights[now] * (teachers * log_mass - (target * logits).sum(-1))).sum()
-                logits.sub_(log_mass[:, None]).exp_().mul_(teachers).sub_(target)
+                logits = _logits(h, prototypes, temperature)  # [n, K]
+                agreement = torch.linalg.vecdot(targets, logits)  # [n]
+                mass = logits.exp_().sum(-1)  # [n]
+                loss += (weights[now] * (teachers * mass.log() - agreement)).sum()
+                logits.mul_((teachers / mass)[:, None]).sub_(targets)
                 error = logits.mul_(weights[now, None] / temperature)  # d loss / d (h prototypes^T)
                 grad_student[view, now] = error @ prototypes
-                grad_prototypes += error.T @ h
-        ctx.save_for_backward(grad_student, grad_prototypes)
+                grad_prototypes.addmm_(error.T, h)  # no K x d numbers besides
+        ctx.grads = grad_student, grad_prototypes  # let go in the backward: saved tensors would be held beside copies
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        return *[saved.mul_(grad) for saved in ctx.saved_tensors], *[None] * 6  # in place: K x d numbers
+        student, prototypes = ctx.grads
+        del ctx.grads
+        return student.mul_(grad), prototypes.mul_(grad), *[None] * 6
 
 
 def prototype_cross_entropy(
