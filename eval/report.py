@@ -16,11 +16,14 @@ from eval.pictures import Curve, Gallery, chart
 from eval.results import Line, Row, summarise, verdicts, write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
-SPEED = {"lr", "grad_norm", "images_per_s", "data_wait"}
+SPEED = {"lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"}
 SECTIONS = (  # title, which scalars of metrics.jsonl
-    ("Loss and learning curves", lambda key: key.startswith("eval/") or ("/" not in key and key not in SPEED)),
+    (
+        "Loss and learning curves",
+        lambda key: key.startswith(("eval/", "probe/")) or ("/" not in key and key not in SPEED),
+    ),
     ("Health of the embedding", lambda key: key.startswith("health/")),
-    ("Optimisation and speed", lambda key: key in SPEED),
+    ("Optimisation and speed", lambda key: key.partition("/")[0] in SPEED),
 )
 
 
@@ -108,7 +111,7 @@ def charts(runs: Sequence[Path]) -> list[tuple[str, list[tuple[str, str]]]]:
     for title, belongs in SECTIONS:
         pictures = []
         for key in filter(belongs, keys):
-            name = key.partition("/")[2] or key
+            name = key.partition("/")[2] if key.startswith(("eval/", "health/")) else key
             pictures.append((name, chart({run: c[key] for run, c in by_run.items() if key in c}, name)))
         if pictures:
             sections.append((title, pictures))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -24,6 +26,13 @@ class Step(NamedTuple):
     terms: dict[str, Tensor]  # scalars of this rank
     embedding: Tensor  # [crops * B, D], crop-major
     labels: list[Mapping[str, Tensor]]  # of each micro-batch
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this rank has held on its device; on a CPU, with what the interpreter holds."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
 
 
 class Waiting:
@@ -72,5 +81,6 @@ class Monitor:
             if probe:
                 values[f"probe/{probe.label}"] = probe.accuracy()
             speed = {"images_per_s": self.images / elapsed, "data_wait": self.batches.seconds / elapsed}
-            self.log.write(done, {**values, "lr": now.lr, **speed})
+            memory = peak_bytes(self.parts.device) / 2**20
+            self.log.write(done, {**values, "lr": now.lr, **speed, "memory_mib": memory})
             self.restart()
