@@ -162,15 +162,15 @@ class Stream:
         """Count and log the damage of one micro-batch; ValueError past the limit."""
         self.seen += self.micro_batch
         self.damaged += len(damage)
-        for shard, index, sentence in damage:
-            if (shard, index) not in self._logged:
-                self._logged.add((shard, index))
-                log.warning("damaged sample replaced: %s", sentence)
         if damage and self.damaged > self.max_damage * max(self.seen, GRACE):
             raise ValueError(
                 f"{self.damaged} of {self.seen} samples were damaged, more than max_damage {self.max_damage:g} allows; "
                 f"the last: {damage[-1][2]}"
             )
+        for shard, index, sentence in damage:
+            if (shard, index) not in self._logged:
+                self._logged.add((shard, index))
+                log.warning("damaged sample replaced: %s", sentence)
 
 
 def _as_is(loaded: Any) -> Any:

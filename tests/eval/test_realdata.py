@@ -13,6 +13,7 @@ def test_land_cover_of_a_scene_that_was_held_out(tmp_path, realdata):
     prepare([*source, "--baseline-offset", "detect"])
     models = "random:vit_tiny?patch_size=8&img_size=32&depth=1&attn_dim=64;pixelstats"
     config = ["--config-obj", "configs/eval/realdata/knn.yaml", f"dataset.root={shards}"]
+    config.append("dataset.test=[433D_629L_3_1]")
     assert main(["--model-obj", models, *config, "--output-dir", str(out)]) == 0
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["role"] for row in rows] == ["floor", "floor"]
