@@ -5,77 +5,37 @@ path/encoder.safetensors   an exported encoder
 random:runs/vit_small      floor: that run's architecture and normalisation with fresh weights
 random:vit_small           floor: an architecture with fresh weights; options as random:vit_small?patch_size=8
 pixelstats                 floor: mean and standard deviation of every band
+dofa@FILE                  a released encoder (a name of dinov2.models.zoo.ZOO) and its file, also looked for in $CDIR;
+dofa@download              ... and its published file, downloaded once into $CDIR (or torch.hub's cache)
+dofa@random                floor: random weights in the released layout; options as dofa@random?depth=2&img_size=64
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinov2.config import fingerprint
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
+from dinov2.env import expand
 from dinov2.models import build_encoder
 from dinov2.models.export import load_export, read_export_info
+from dinov2.models.zoo import ZOO, load_encoder
+from dinov2.models.zoo.release import Expects
 from dinov2.sensors import suggest
+from eval.networks import Frozen, PixelStats, Released
 
 FINAL = "model_final.safetensors"
-LAST_BLOCKS = 4  # the linear grid pools up to so many (DINOv2)
-
-
-class PixelStats(nn.Module):
-    """Mean and standard deviation per band of the standardised image: what needs no network at all."""
-
-    def pooled(self, x: View) -> dict[str, Tensor]:
-        """``{"pixels": [B, 2C]}``; hidden channels stay 0."""
-        shown = ~x["spec_masks"] if "spec_masks" in x else torch.ones_like(x["chn_ids"], dtype=torch.bool)
-        std, mean = torch.std_mean(x["imgs"].flatten(2), dim=2, correction=0)  # [B, C]
-        return {"pixels": torch.cat([mean * shown, std * shown], 1)}
-
-    def maps(self, x: View) -> list[Tensor]:
-        """Pixel statistics have no feature map."""
-        raise ValueError("pixelstats has no feature maps; evaluate it with knn or linear")
-
-
-class Frozen(nn.Module):
-    """A vision transformer that is only looked at."""
-
-    encoder: Any
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.encoder.blocks)
-
-    def pooled(self, x: View) -> dict[str, Tensor]:
-        """Every pooling of the linear grid from one pass; ``cls`` equals the encoder's own output."""
-        layers = self.encoder.get_intermediate_layers(x, n=min(LAST_BLOCKS, self.depth), return_class_token=True)
-        tokens = [cls for _, cls in layers]  # n x [B, D]
-        cls, cls4, mean = tokens[-1], torch.cat(tokens, 1), layers[-1][0].mean(1)
-        return {
-            "cls": cls,
-            "mean": mean,
-            "cls+mean": torch.cat([cls, mean], 1),
-            "cls4": cls4,
-            "cls4+mean": torch.cat([cls4, mean], 1),
-        }
-
-    def maps(self, x: View) -> list[Tensor]:
-        """Feature maps ``[B, D, h, w]`` at four depths (every third block of twelve)."""
-        at = sorted({max(0, round(self.depth * i / LAST_BLOCKS) - 1) for i in range(1, LAST_BLOCKS + 1)})
-        return list(self.encoder.get_intermediate_layers(x, n=at, reshape=True))
 
 
 @dataclass(frozen=True)
@@ -83,7 +43,7 @@ class Model:
     """An encoder under evaluation.
 
     ``role`` is pretrained or floor; ``digest`` identifies the weights; ``normalisation`` travels with a checkpoint and
-    is None where the dataset's own statistics apply.
+    is None where the dataset's own statistics apply; ``expects`` says what a released encoder takes.
     """
 
     name: str
@@ -91,6 +51,7 @@ class Model:
     digest: str
     network: Frozen | PixelStats
     normalisation: Normalisation | None = None
+    expects: Expects | None = None
 
     def features(self, x: View) -> dict[str, Tensor]:
         """Pooled features by name, each ``[B, D']``."""
@@ -108,14 +69,31 @@ class Model:
 def load_model(obj: str, device: torch.device | str = "cpu", seed: int = 0) -> Model:
     """The model that one entry of ``--model-obj`` names (see the module docstring); ``seed`` draws random weights."""
     kind, _, rest = obj.partition(":")
-    model = KINDS[kind](rest, seed) if kind in KINDS else trained(obj)
+    if is_released(obj):
+        model = released(obj, seed)
+    else:
+        model = KINDS[kind](rest, seed) if kind in KINDS else trained(obj)
     model.network.to(device)
     return model
 
 
+def is_released(obj: str) -> bool:
+    """Whether ``obj`` reads NAME@WEIGHTS."""
+    name, at, _ = obj.partition("@")
+    return bool(at) and not {"/", ":"} & set(name)
+
+
+def seeded(obj: str) -> bool:
+    """Whether the model is another one for every seed."""
+    return obj.startswith("random:") or (is_released(obj) and released_parts(obj)[1] == "random")
+
+
 def name_of(obj: str) -> str:
-    """A model's short name: the run folder's, for floors ``random:`` and the run or architecture."""
+    """A model's short name: the run folder's, for floors ``random:`` and the run or architecture, NAME@FILE's stem."""
     kind, _, rest = obj.partition(":")
+    if is_released(obj):
+        name, weights, _ = released_parts(obj)
+        return obj if weights in ("random", "download") else f"{name}@{Path(weights).stem}"
     if kind in KINDS:
         return f"{kind}:{name_of(rest)}" if rest and Path(rest).exists() else obj
     path = export_path(obj)
@@ -124,8 +102,8 @@ def name_of(obj: str) -> str:
 
 
 def home_of(obj: str) -> Path | None:
-    """Where results of a trained model lie by default: ``eval_model_final`` in its run folder; None for floors."""
-    if obj.partition(":")[0] in KINDS:
+    """Where results of a run's model lie by default: ``eval_model_final`` in its folder; None for all others."""
+    if is_released(obj) or obj.partition(":")[0] in KINDS:
         return None
     path = export_path(obj)
     return path.parent / f"eval_{path.stem}"
@@ -134,10 +112,12 @@ def home_of(obj: str) -> Path | None:
 def export_path(obj: str) -> Path:
     """The encoder file that a run folder or a file name means."""
     path = Path(obj) / FINAL if Path(obj).is_dir() else Path(obj)
+    if obj in ZOO:
+        raise ValueError(f"model {obj!r}: say which weights, as {obj}@FILE, {obj}@download or {obj}@random")
     if not path.is_file():
         raise ValueError(
-            f"model {obj!r}: there is no file {path}; give a run folder, an exported encoder (.safetensors) or one of "
-            f"the floors {', '.join(KINDS)}"
+            f"model {obj!r}: there is no file {path}; give a run folder, an exported encoder (.safetensors), "
+            f"NAME@FILE for a released one or one of the floors {', '.join(KINDS)}"
         )
     return path.resolve()
 
@@ -150,6 +130,47 @@ def trained(obj: str) -> Model:
     return Model(name_of(obj), "pretrained", digest, Frozen(encoder), Normalisation.from_dict(info["normalisation"]))
 
 
+def released_parts(obj: str) -> tuple[str, str, dict[str, Any]]:
+    """NAME@WEIGHTS?key=value -> the name, the weights and the options."""
+    name, _, rest = obj.partition("@")
+    weights, _, query = rest.partition("?")
+    return name, weights, options(query, obj)
+
+
+def released(obj: str, seed: int) -> Model:
+    """``NAME@FILE``, ``NAME@download`` or ``NAME@random``."""
+    name, weights, sizes = released_parts(obj)
+    if weights == "random":
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = load_encoder(name, "random", **sizes)
+        role, identity = "floor", str(seed)
+    else:
+        path = ZOO[name].fetch() if weights == "download" and name in ZOO else find_weights(weights)
+        encoder = load_encoder(name, path, **sizes)
+        role, identity = "pretrained", hashlib.sha256(path.read_bytes()).hexdigest()
+    expects = expected_by(encoder, ZOO[name].expects, sizes)
+    return Model(name_of(obj), role, fingerprint([name, sizes, identity]), Released(encoder, expects), expects=expects)
+
+
+def expected_by(encoder: Any, released: Expects, sizes: Mapping[str, Any]) -> Expects:
+    """What an encoder at these sizes expects: as released, but for its pixels and number of blocks."""
+    depth = len(encoder.blocks)
+    return replace(
+        released,
+        size=sizes.get("img_size", released.size),
+        patch=encoder.patch_size,
+        layers=released.layers if max(released.layers) < depth else tuple(range(depth)),
+    )
+
+
+def find_weights(weights: str) -> Path:
+    """The file itself, or the one of this name in the folder ``$CDIR``."""
+    path = Path(expand(weights))
+    kept = Path(os.environ.get("CDIR", "")) / path
+    return kept if not path.exists() and kept.exists() else path
+
+
 def random_floor(target: str, seed: int) -> Model:
     """``random:RUN`` or ``random:ARCHITECTURE?key=value&key=value``: the weights depend on ``seed`` alone."""
     if target and Path(target).exists():
@@ -157,7 +178,7 @@ def random_floor(target: str, seed: int) -> Model:
         config, normalisation = header["encoder"], Normalisation.from_dict(header["normalisation"])
     else:
         architecture, _, query = target.partition("?")
-        config, normalisation = {"name": architecture, **options(query, target)}, None
+        config, normalisation = {"name": architecture, **options(query, f"random:{target}")}, None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = build_encoder(**config)
@@ -169,7 +190,7 @@ def options(query: str, target: str) -> dict[str, Any]:
     """``a=1&b=x`` as a dictionary; numbers and booleans as in YAML."""
     pairs = [p.partition("=") for p in query.split("&") if p]
     if any(not value for _, _, value in pairs):
-        raise ValueError(f"model 'random:{target}': write options as ?key=value&key=value")
+        raise ValueError(f"model {target!r}: write options as ?key=value&key=value")
     return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
@@ -187,7 +208,7 @@ def expand_models(text: str) -> list[str]:
     """``A;B;folder;glob`` as single models; folders of runs and globs become the runs inside, in alphabetical order."""
     out: list[str] = []
     for part in filter(None, (p.strip() for p in text.split(";"))):
-        if part.partition(":")[0] in KINDS:
+        if is_released(part) or part.partition(":")[0] in KINDS:
             out.append(part)
         elif any(c in part for c in "*?["):
             found = [

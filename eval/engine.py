@@ -15,8 +15,9 @@ import torch
 from dinov2 import distributed
 from eval import metrics, schema
 from eval.datasets import EvalDataset, build_dataset
-from eval.encoders import Model, home_of, load_model, name_of
+from eval.encoders import Model, home_of, load_model, name_of, seeded
 from eval.features import FeatureCache
+from eval.joining import ZEROS
 from eval.probe import ProbeData
 from eval.results import CellFile, Row, write_tables
 
@@ -57,7 +58,7 @@ class Bench:
 
     def model(self, obj: str, seed: int) -> Model:
         """Loaded on first use; only a random model depends on the seed."""
-        key = (obj, seed if obj.startswith("random:") else 0)
+        key = (obj, seed if seeded(obj) else 0)
         if self.loaded is None or self.loaded[0] != key:
             self.loaded = key, load_model(obj, self.device, seed)
         return self.loaded[1]
@@ -77,7 +78,7 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
     if done is not None:
         return done
     start = time.perf_counter()
-    features = bench.features.get(model, dataset, bench.device, **evaluation.running)
+    features = bench.features.get(model, dataset, bench.device, evaluation.missing, **evaluation.running)
     labels = {name: split.labels.to(bench.device) for name, split in dataset.splits.items()}
     classes = len(dataset.classes)
     data = ProbeData(**features.pooled, train_labels=labels["train"], val_labels=labels["val"], classes=classes)
@@ -92,7 +93,9 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
         seed=cell.seed,
         config=evaluation.name,
         normalisation=features.normalisation,
-        bands=dataset.band_names,
+        bands=[r["band"] for r in features.received],
+        missing=[r["expected"] for r in features.received if r["band"] == ZEROS],
+        received=features.received,
         input_size=features.size,
         chosen=outcome.chosen,
         n_train=len(labels["train"]),

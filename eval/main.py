@@ -56,10 +56,10 @@ def report(
     runs = [home.parent for home in map(home_of, models) if home]
     gallery = None
     if rows:
-        scored = {row["model"] for row in rows}
-        seen = [load_model(obj, bench.device) for obj in models if name_of(obj) in scored]
         first = next(e for e in evaluations if e.name == rows[0]["config"])
-        gallery = patch_gallery(seen, bench.dataset(first.dataset), bench.device)
+        scored = {row["model"] for row in rows if row["config"] == first.name}
+        seen = [load_model(obj, bench.device) for obj in models if name_of(obj) in scored]
+        gallery = patch_gallery(seen, bench.dataset(first.dataset), bench.device, missing=first.missing)
     write_report(output / "report.html", rows, runs, gallery)
 
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
 from eval.datasets import EvalDataset, Split
-from eval.encoders import Frozen, Model
-from eval.features import VIEW, batches, joined_normalisation
+from eval.encoders import Model
+from eval.features import VIEW, batches
+from eval.joining import Join, join, physical
+from eval.networks import Frozen
 
 RGB_NM = (665, 560, 490)  # wavelengths of a true-colour picture
 GAMMA = 0.7  # brightens the dark half, where most of the land lies
@@ -102,18 +104,26 @@ class Gallery:
 
 
 @torch.inference_mode()
-def patch_gallery(models: Sequence[Model], dataset: EvalDataset, device: torch.device, count: int = 6) -> Gallery:
+def patch_gallery(
+    models: Sequence[Model], dataset: EvalDataset, device: torch.device, count: int = 6, missing: str = "error"
+) -> Gallery:
     """The first test image of each class (at most ``count``), seen by every model that has feature maps."""
     test = dataset.splits["test"]
     first = [int((test.labels == c).nonzero()[0]) for c in test.labels.unique().tolist()][:count]
     rows = Split([test.keys[i] for i in first], test.labels[first].tolist(), lambda i: test[first[i]])
     columns: dict[str, list[str]] = {}
+    plain = physical(dataset)
+
+    def seen(joined: Join) -> View:
+        (batch,) = batches(rows, joined, device, batch_size=count, workers=0)
+        return batch.views[VIEW]
+
     for model in models:
         if not isinstance(model.network, Frozen):
             continue
-        norm, _ = joined_normalisation(model, dataset)
-        (batch,) = batches(rows, dataset, norm, device, batch_size=count, workers=0)
-        view = batch.views[VIEW]
-        columns.setdefault("true colour", [png(x) for x in true_colour(view, dataset.band_names, norm)])
-        columns[model.name] = [png(x) for x in pca_colours(model.maps(view)[-1])]
+        if not columns:
+            pictures = true_colour(seen(plain), dataset.band_names, plain.norm)
+            columns["true colour"] = [png(x) for x in pictures]
+        maps = model.maps(seen(join(model, dataset, missing)))
+        columns[model.name] = [png(x) for x in pca_colours(maps[-1])]
     return Gallery([dataset.classes[c] for c in rows.labels.tolist()], columns)

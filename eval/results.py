@@ -32,8 +32,10 @@ class Row(TypedDict):
     split_hash: str
     data_hash: str
     model_hash: str
-    normalisation: str  # checkpoint | dataset | both, in words
-    bands: list[str]  # sensor/band of every channel the model received
+    normalisation: str  # checkpoint | dataset | published, in words; how released encoders scale
+    bands: list[str]  # sensor/band of every channel the model received, "zeros" for one that the dataset lacks
+    missing: list[str]  # sensor/band that the model expects and the dataset lacks
+    received: list[dict[str, Any]]  # band by band: source, expected, channel id, unit, mean and std of the input
     input_size: int  # pixels
     chosen: dict[str, Any]  # by validation: pooling, learning rate
     n_train: int

@@ -29,6 +29,13 @@ class Running:
     workers: int = 0  # loader processes
 
 
+@dataclass
+class Treatment:
+    """How a dataset meets a model that was made for other data."""
+
+    missing: str = "error"  # bands that the encoder expects and the dataset lacks: error | drop | zero
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One resolved evaluation config; ``name`` is its path below configs/eval."""
@@ -38,13 +45,22 @@ class Evaluation:
     task: dict[str, Any]
     seeds: tuple[int, ...]
     resamples: int
+    model: dict[str, str]
     running: dict[str, int]
+
+    @property
+    def missing(self) -> str:
+        """What to do about bands that the encoder expects and the dataset lacks."""
+        return self.model["missing"]
 
     @property
     def config_hash(self) -> str:
         """Identifies everything that decides a result, given model, data and seed."""
         dataset = {k: v for k, v in self.dataset.items() if k not in PLACES}
-        return config.fingerprint({"dataset": dataset, "task": self.task, "resamples": self.resamples})
+        decides = {"dataset": dataset, "task": self.task, "resamples": self.resamples}
+        if self.missing != Treatment.missing:  # the default leaves the hash of older rows as it is
+            decides["model"] = self.model
+        return config.fingerprint(decides)
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Evaluation:
@@ -65,6 +81,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
             part("task", layers, TASKS, origin),
             ("seeds", list[int], field(default_factory=lambda: [0])),
             ("resamples", int, 1000),  # bootstrap resamples of the test images
+            ("model", Treatment, field(default_factory=Treatment)),
             ("running", Running, field(default_factory=Running)),
         ],
     )

@@ -6,7 +6,8 @@ import torch
 from dinov2.data.stats import Normalisation
 from eval.datasets import build_dataset
 from eval.encoders import load_model
-from eval.features import FeatureCache, extract, joined_normalisation
+from eval.features import FeatureCache, extract
+from eval.joining import joined_normalisation
 
 CPU = torch.device("cpu")
 

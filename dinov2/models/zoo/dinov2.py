@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dinov2.models import build_encoder
 from dinov2.models.state import State, shorten
-from dinov2.models.zoo.release import Release, named
+from dinov2.models.vit import SIZES
+from dinov2.models.zoo.release import Bands, Expects, Release, named
 
 BESIDE = ("mask_token",)  # released with the encoder, but only the masked-patch objective uses it
 # Beside the teacher's backbone, training checkpoints hold heads, the student and the losses' centres.
@@ -50,6 +51,22 @@ def marks(registers: bool, flat: State) -> bool:
     return convolved and scaled and extra == registers
 
 
+def expects(size: str) -> Expects:
+    """ImageNet pictures at 224 pixels; blocks at every quarter of the depth for dense tasks."""
+    depth, dim = SIZES[size]["depth"], SIZES[size]["embed_dim"]
+    return Expects(
+        bands=(Bands("rgb", ("red", "green", "blue"), "dn"),),
+        scaling="standardise",
+        mean=(123.675, 116.28, 103.53),
+        std=(58.395, 57.12, 57.375),
+        size=224,
+        patch=14,
+        layers=tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)),
+        dim=dim,
+        embedding="class token, normalised",
+    )
+
+
 def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
     """One file of the DINOv2 release."""
     name = f"dinov2_vit{letter}14"
@@ -58,9 +75,8 @@ def release(size: str, letter: str, registers: bool, **options: Any) -> Release:
     build = partial(build_encoder, size, patch_size=14, img_size=518, embed="conv", layer_scale=1.0, **options)
     file = f"{name}{'_reg4' if registers else ''}_pretrain.pth"
     family = "DINOv2 with registers" if registers else "DINOv2"
-    return Release(
-        build, convert, f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}", family, partial(marks, registers)
-    )
+    address = f"https://dl.fbaipublicfiles.com/dinov2/{name}/{file}"
+    return Release(build, convert, address, family, partial(marks, registers), expects(size), "Apache-2.0")
 
 
 RELEASES = {

@@ -6,7 +6,7 @@ from functools import partial
 
 from dinov2.models import build_encoder
 from dinov2.models.zoo.dinov2 import convert
-from dinov2.models.zoo.release import Release
+from dinov2.models.zoo.release import Expects, Release
 
 RELEASES = {
     "panopticon_vitb14": Release(
@@ -15,5 +15,6 @@ RELEASES = {
         "https://huggingface.co/lewaldm/panopticon/resolve/main/panopticon_vitb14_teacher.pth",
         "Panopticon",
         lambda flat: any("patch_embed.chnfus." in key for key in flat),
+        Expects((), "standardise", 224, 14, (3, 5, 7, 11), 768, "class token, normalised"),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -66,18 +67,22 @@ class Release:
     url: str | None
     family: str
     marks: Callable[[State], bool]
-    expects: Expects | None = None
+    expects: Expects
     licence: str = "not confirmed"
     sha256: str | None = None
 
     def fetch(self) -> Path:
-        """The released file in torch.hub's cache, downloaded on first use. Offline, or without address: ValueError."""
+        """The released file in the folder ``$CDIR`` (unset: torch.hub's cache), downloaded on first use.
+
+        A checksum that the publisher names is verified. Offline, or without address: ValueError.
+        """
         if self.url is None:
             raise ValueError(
                 f"the published address of {self.family} is not confirmed; pass weights=PATH (docs/models.md says what "
                 "is known), or weights='random' for an untrained model"
             )
-        path = Path(torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[-1]
+        folder = Path(os.environ.get("CDIR") or Path(torch.hub.get_dir()) / "checkpoints")
+        path = folder / self.url.rsplit("/", 1)[-1]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
