@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,10 @@ def raw_config(name: str, shard_set: Path, **train) -> dict:
 
 
 def write_config(path: Path, raw: dict) -> Path:
-    """``raw`` as a YAML file."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(raw)))
-    return path
+    """``raw`` as a YAML file, complete at once: all ranks of a test write it."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(raw)))
+    return partial.rename(path)
 
 
 def config(folder: Path, objective: str, shard_set: Path, **train):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,11 +14,7 @@ from tests.ranks import assert_rank_law
 
 def two_steps(path: str, folder: str) -> dict[str, torch.Tensor]:
     """Queue and gradients of the second step: what the first one enqueued is in them."""
-    from pathlib import Path
-
-    own = Path(folder) / str(distributed.rank())
-    own.mkdir(exist_ok=True)
-    parts = build(tiny.config(own, "moco+queue", Path(path)))
+    parts = build(tiny.config(Path(folder), "moco+queue", Path(path)))
     batches = parts.stream.batches(0)
     for at in range(2):
         parts.objective.zero_grad()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,11 +14,7 @@ from tests.ranks import assert_equal, assert_rank_law
 
 
 def parts_of(path: str, name: str, folder: str, drop_path: float = 0.0):
-    from pathlib import Path
-
-    own = Path(folder) / str(distributed.rank())
-    own.mkdir(exist_ok=True)
-    cfg = tiny.config(own, name, Path(path))
+    cfg = tiny.config(Path(folder), name, Path(path))
     cfg.model.drop_path = drop_path
     return build(cfg)
 
