@@ -62,6 +62,9 @@ class Schedules:
     """
 
     def __init__(self, optim: Mapping[str, Any], steps: int) -> None:
+        for name in ("momentum", "momentum_end"):
+            if not 0 <= optim[name] <= 1:
+                raise ValueError(f"optim.{name} {optim[name]} is no share of the old teacher: choose one from 0 to 1")
         peak, ramp = optim["teacher_temp"], optim["teacher_temp_warmup_steps"]
         self.lr = cosine(optim["lr"], optim["min_lr"], steps, warmup=optim["warmup_steps"], hold=optim["hold_steps"])
         self.weight_decay = cosine(optim["weight_decay"], optim["weight_decay_end"], steps)

@@ -58,6 +58,12 @@ def test_no_temperature_ramp_is_the_temperature():
     assert Schedules(OPTIM | {"teacher_temp_warmup_steps": 0}, 20).now(0).teacher_temp == 0.07
 
 
+@pytest.mark.parametrize("option", [{"momentum": 1.01}, {"momentum_end": -0.1}])
+def test_a_teacher_momentum_that_is_no_share_is_an_error(option):
+    with pytest.raises(ValueError, match=rf"optim\.{next(iter(option))} .* from 0 to 1"):
+        Schedules(OPTIM | option, 20)
+
+
 def test_learning_rate_rules():
     assert scaled_lr(1e-3, 256, "none") == 1e-3
     assert scaled_lr(1e-3, 256, "sqrt_1024") == pytest.approx(5e-4)

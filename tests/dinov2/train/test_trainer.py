@@ -129,6 +129,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert checkpoint.latest(tmp_path / "run") == path
 
 
+def test_a_destructive_learning_rate_is_stopped_soon_and_a_healthy_one_never(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"), steps=40, health_every=2)
+    cfg.model.layer_scale, cfg.train.collapse_std = None, 0.05
+    train(cfg, tmp_path / "healthy")
+    cfg.optim.base_lr = 0.1
+    with pytest.raises(ValueError, match=r"collapsed: embedding std .* lower optim\.base_lr"):
+        train(cfg, tmp_path / "collapsed")
+    lines = [json.loads(line) for line in (tmp_path / "collapsed" / "metrics.jsonl").read_text().splitlines()]
+    low = [line["step"] for line in lines if line.get("health/std", 1.0) < 0.05]
+    assert max(line["step"] for line in lines) - low[0] <= 4  # three readings, the first at the bound
+
+
 def test_evaluation_is_called_on_schedule_and_logged(tmp_path):
     cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"), evaluate_every=3)
 
