@@ -156,7 +156,7 @@ def stand_ins(expected: Bands, channels: Sequence[Channel]) -> list[Channel | No
     for channel in channels:
         sensors.setdefault(channel.spec.sensor, []).append(channel)
     if expected.sensor in sensors:
-        named = {c.name: c for c in sensors[expected.sensor]}
+        named = {c.name: c for c in reversed(sensors[expected.sensor])}
         return [named.get(name) for name in expected.names]
     bands = SENSORS[expected.sensor].select(expected.names).bands
     tried = [[stand_in(band, theirs) for band in bands] for theirs in sensors.values()]

@@ -93,7 +93,11 @@ class EvalDataset:
         return hashlib.sha256(seen.encode()).hexdigest()[:12]
 
     def normalisation(self) -> Normalisation:
-        """Statistics of the training split alone."""
+        """Statistics of the training split alone, read once for all models."""
+        return self._normalisation
+
+    @cached_property
+    def _normalisation(self) -> Normalisation:
         split = self.splits["train"]
         rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), STATS_SAMPLES)).round().astype(int))
         samples = (split[int(i)] for i in rows)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from eval.encoders import expand_models, home_of, load_model, name_of
+from dinov2.models.zoo import ZOO
+from eval.encoders import expand_models, home_of, load_model, name_of, seeded
 
 
 def view(b=3, c=4, size=16):
@@ -111,3 +112,66 @@ def test_bad_lists(tmp_path):
         expand_models(" ; ")
     with pytest.raises(ValueError, match="holds no model_final.safetensors"):
         expand_models(str(tmp_path))
+
+
+VIT = "embed_dim=16&depth=2&num_heads=2&img_size=16&patch_size=8"
+TINY = {"dofa": f"{VIT}&wave_dim=8", "croma_base_optical": "embed_dim=16&depth=4", "ssl4eo_dino": VIT}
+
+
+def released_view(name):
+    """Channels as the model expects them."""
+    bands = [n for b in ZOO[name].expects.bands for n in b.names]
+    imgs = torch.randn(3, len(bands) or 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    return {"imgs": imgs, "chn_ids": torch.arange(400, 400 + imgs.shape[1]).repeat(3, 1)}
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_a_released_encoder_gives_its_own_embedding_and_maps(name, tmp_path):
+    floor = load_model(f"{name}@random?{TINY[name]}", seed=3)
+    encoder, x = floor.network.encoder, released_view(name)
+    torch.save(encoder.state_dict(), tmp_path / "weights.pth")
+    model = load_model(f"{name}@{tmp_path}/weights.pth?{TINY[name]}")
+    assert (floor.role, model.role, model.name) == ("floor", "pretrained", f"{name}@weights")
+    assert floor.digest != model.digest
+    torch.testing.assert_close(model.embed(x), encoder(x))
+    assert list(model.features(x)) == ["cls", "mean", "cls+mean", "cls4", "cls4+mean"]
+    wanted = encoder.maps(x, model.expects.layers)
+    assert len(wanted) == len(model.expects.layers)
+    for ours, theirs in zip(model.maps(x), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_random_weights_in_a_released_layout_depend_on_the_seed():
+    obj = f"ssl4eo_dino@random?{VIT}"
+    x, (a, again, b) = released_view("ssl4eo_dino"), (load_model(obj, seed=s) for s in (0, 0, 1))
+    assert torch.equal(a.embed(x), again.embed(x)) and a.digest == again.digest != b.digest
+    assert seeded(obj) and seeded("random:vit_tiny") and not seeded("ssl4eo_dino@w.pth")
+    assert name_of(obj) == obj and home_of(obj) is None
+    assert expand_models(f"{obj};pixelstats") == [obj, "pixelstats"]
+
+
+def test_released_files_are_found_in_the_folder_of_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIR", str(tmp_path))
+    state = load_model(f"ssl4eo_dino@random?{VIT}").network.encoder.state_dict()
+    torch.save(state, tmp_path / "dino.pth")
+    one, two = (load_model(f"ssl4eo_dino@{file}?{VIT}") for file in ("dino.pth", "${CDIR}/dino.pth"))
+    assert one.digest == two.digest
+    published = ZOO["ssl4eo_dino"].url.rsplit("/", 1)[-1]
+    (tmp_path / "dino.pth").rename(tmp_path / published)
+    assert load_model(f"ssl4eo_dino@download?{VIT}").digest == one.digest  # nothing left to download
+
+
+@pytest.mark.parametrize(
+    ("obj", "message"),
+    [
+        ("dofa", "say which weights, as dofa@FILE, dofa@download or dofa@random"),
+        ("dova@random", "unknown released encoder 'dova'"),
+        ("dofa@nowhere.pth", "nowhere.pth: there is no such weights file"),
+        ("ssl4eo_mae@download", "address of SSL4EO-S12 MAE is not confirmed"),
+        ("dofa@random?depth", "write options as"),
+    ],
+)
+def test_bad_released_models(obj, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(obj)

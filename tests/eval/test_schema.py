@@ -8,7 +8,7 @@ def test_the_hash_is_stable_and_knows_what_matters(config, tmp_path):
     spelled = {**config, "task": {"temperature": 0.07, "k": 5, "poolings": ["cls"], "name": "knn"}, "seeds": [3]}
     elsewhere = {**config, "dataset": {**config["dataset"], "root": str(tmp_path)}, "running": {"batch_size": 2}}
     assert load(spelled).config_hash == load(elsewhere).config_hash == evaluation.config_hash
-    for change in ("task.k=6", "dataset.size=8", "resamples=10", "dataset.test=0.3"):
+    for change in ("task.k=6", "dataset.size=8", "resamples=10", "dataset.test=0.3", "model.missing=zero"):
         assert load(config, [change]).config_hash != evaluation.config_hash
 
 
