@@ -45,7 +45,7 @@ def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, i
         gsd = pixel_size(raster, bands)
         spec = described(args, sensor, gsd, [names[i] for i in keep], raster.dtypes[0])
         check_tags(path, raster, spec, args)
-        date = args.date or date_of(raster.tags())
+        date = args.date or date_of(raster)
         return Product(spec, tuple(i + 1 for i in keep), spec.nodata), raster.shape, date
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-DATE_TAGS = ("datetime", "start_time", "ACQUISITION_DATE", "DATE_ACQUIRED", "TIFFTAG_DATETIME")
+# of the acquisition; TIFFTAG_DATETIME is that of the file, which a later export renews
+DATE_TAGS = ("datetime", "start_time", "ACQUISITION_DATE", "DATE_ACQUIRED")
 STORED_NODATA = -32768  # of integer images whose baseline offset was taken off (0 is then a reflectance)
 
 
@@ -63,11 +64,15 @@ def place(
     return (min(left, right), min(bottom, top), max(left, right), max(bottom, top)), raster.crs.to_string()
 
 
-def date_of(tags: Mapping[str, str]) -> str | None:
-    """ISO date from the tags that carry one, else None."""
+def date_of(raster: rasterio.DatasetReader) -> str | None:
+    """ISO date of the acquisition from the tags that carry one, else None; ValueError where it is no day."""
+    tags = raster.tags()
     for name in DATE_TAGS:
         if match := re.match(r"(\d{4})[-:](\d{2})[-:](\d{2})", tags.get(name, "")):
-            return datetime.date(*map(int, match.groups())).isoformat()
+            try:
+                return datetime.date(*map(int, match.groups())).isoformat()
+            except ValueError as error:
+                raise ValueError(f"{raster.name} has the tag {name}={tags[name]}, which is no date: {error}") from error
     return None
 
 

@@ -121,7 +121,7 @@ def make(chip: Chip, *, src: Path, folders: tuple[str, ...], offsets: dict[str, 
         images[spec.key], specs[spec.key] = stored.astype(spec.dtype), spec
         # Sentinel-2 files carry no date, the land cover made from them does
         with rasterio.open(src / "LULC" / path.name if folder in offsets and "LULC" in folders else path) as dated:
-            times[spec.key] = [date] if (date := date_of(dated.tags())) else []
+            times[spec.key] = [date] if (date := date_of(dated)) else []
     if all(specs[key].invalid(image).all() for key, image in images.items()):
         return Skip("no valid pixel")
     cell = chip.path.stem

@@ -84,6 +84,18 @@ def test_the_baseline_offset_is_taken_off_by_date_or_by_choice(tmp_path):
     assert both[0].images["sentinel2_l2a-10m"].dtype == np.uint16 and both[0].specs["sentinel2_l2a-10m"].nodata == 0
 
 
+def test_the_date_of_a_file_is_not_the_date_of_its_image(tmp_path):
+    image = np.full((2, 8, 8), 3000, np.uint16)
+    tif(tmp_path / "a.tif", image, tags={"TIFFTAG_DATETIME": "2023:06:01 10:00:00"})
+    with pytest.raises(ValueError, match="a.tif has no date"):
+        samples(tmp_path, *S2)
+    (sample,) = samples(tmp_path, *S2, "--date", "2021-06-01", "--chip", "8")
+    assert sample.times == {"sentinel2_l2a-10m": ["2021-06-01"]} and (sample.images["sentinel2_l2a-10m"] == 3000).all()
+    tif(tmp_path / "a.tif", image, tags={"datetime": "2021-13-01"})
+    with pytest.raises(ValueError, match="a.tif has the tag datetime=2021-13-01, which is no date: month must be"):
+        samples(tmp_path, *S2)
+
+
 def test_masks_follow_their_images(tmp_path):
     image, mask = RNG.integers(1, 9, (2, 16, 16)).astype(np.uint16), RNG.integers(0, 3, (1, 16, 16))
     mask[0, 0, 0] = 255
