@@ -3,6 +3,8 @@
     python eval/main.py --model-obj "runs/vit_small;random:runs/vit_small;pixelstats" \\
                         --config-obj configs/eval/quickstart dataset.root=data/sandbox
 
+    python eval/main.py --list-models          # released encoders: what they expect and cost
+
 Also under torchrun: the cells are divided over its ranks. Cells that are done are skipped on a re-run; a cell that
 fails is recorded with its traceback, the rest goes on, and the exit code is 1.
 """
@@ -24,6 +26,7 @@ from rich.table import Column, Table  # noqa: E402
 
 from dinov2 import cli, distributed, env  # noqa: E402
 from eval import schema  # noqa: E402
+from eval.costs import list_models  # noqa: E402
 from eval.encoders import expand_models, home_of, load_model, name_of  # noqa: E402
 from eval.engine import Bench, collect, default_output, evaluate, plan, run  # noqa: E402
 from eval.pictures import patch_gallery  # noqa: E402
@@ -63,12 +66,22 @@ def report(
     write_report(output / "report.html", rows, runs, gallery)
 
 
+class ListModels(argparse.Action):
+    """Print the released encoders and stop, as ``--help`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """See the class."""
+        list_models()
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model-obj", "--model_obj", required=True, help="models, folders and globs joined by ';'")
     p.add_argument("--config-obj", "--config_obj", required=True, help="YAML files, folders and globs joined by ';'")
     p.add_argument("--output-dir", "--output_dir", type=Path, help="tables and rows (default: inside the first run)")
+    p.add_argument("--list-models", action=ListModels, nargs=0, help="released encoders, their input and cost")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options that override every config")
     return p
 
