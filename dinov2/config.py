@@ -45,6 +45,8 @@ def merge(schema: Any, *layers: Any, origin: str) -> DictConfig:
 def explain(error: OmegaConfBaseException) -> str:
     """OmegaConf's complaint in one line that names the full key."""
     text = str(error).strip().splitlines()[0].rstrip(".")
+    if "is not a ListConfig" in text:
+        text = "it takes a list: write [a, b], or [a] for one"
     key = getattr(error, "full_key", None)
     if "could not be converted to Integer" in text:
         text += " (write a whole number such as 1000, not 1e3 or 1000.0)"

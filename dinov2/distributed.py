@@ -137,10 +137,16 @@ def from_first(value: T) -> T:
     return box[0]
 
 
-def same_everywhere(text: str) -> bool:
-    """Whether all ranks hold the same ``text`` (configs and package versions are compared at start)."""
+def say(text: str) -> None:
+    """One line on the standard output, from rank 0."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def differing_ranks(text: str) -> list[int]:
+    """The ranks whose ``text`` is not that of rank 0 (configs and package versions are compared at start)."""
     if world() == 1:
-        return True
-    texts: list[str | None] = [None] * world()
+        return []
+    texts: list[str] = [""] * world()
     dist.all_gather_object(texts, text)
-    return len(set(texts)) == 1
+    return [r for r, other in enumerate(texts) if other != texts[0]]

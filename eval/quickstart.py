@@ -24,7 +24,8 @@ from rich.console import Console  # noqa: E402
 
 from dinov2 import cli  # noqa: E402
 from dinov2.env import ROOT  # noqa: E402
-from eval.results import Row, to_json, verdicts, write_atomic  # noqa: E402
+from dinov2.files import write_atomic  # noqa: E402
+from eval.results import Row, to_json, verdicts  # noqa: E402
 
 RUN = Path("runs/quickstart")
 DATA = Path("data/quickstart")

@@ -12,8 +12,9 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dinov2.files import write_atomic
 from eval.pictures import Curve, Gallery, chart
-from eval.results import Line, Row, summarise, verdicts, write_atomic
+from eval.results import Line, Row, summarise, verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
 SPEED = {"lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"}

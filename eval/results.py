@@ -13,6 +13,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from dinov2.files import write_atomic
+
 
 class Row(TypedDict):
     """One cell: model x dataset x task x seed. Scores are fractions; ``ci_*`` the 95 % interval over test images."""
@@ -50,14 +52,6 @@ class Row(TypedDict):
 
 SHORT = ("model", "role", "dataset", "task", "metric", "value", "ci_low", "ci_high", "n", "seed", "config",
          "config_hash", "split_hash", "normalisation", "input_size", "seconds")  # fmt: skip
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write or leave the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def to_json(value: Any) -> str:

@@ -30,9 +30,10 @@ from rich.console import Console  # noqa: E402
 
 from dinov2 import cli, config  # noqa: E402
 from dinov2.env import ROOT  # noqa: E402
+from dinov2.files import write_atomic  # noqa: E402
 from eval.quickstart import PROCESSES, show  # noqa: E402
 from eval.report import read_metrics  # noqa: E402
-from eval.results import Row, percent, summarise, verdicts, write_atomic  # noqa: E402
+from eval.results import Row, percent, summarise, verdicts  # noqa: E402
 
 
 @dataclass

@@ -43,6 +43,14 @@ class ViewSpec:
     distinct: bool = True
     mask: MaskSpec | None = None
 
+    def __post_init__(self) -> None:
+        (low, high), (least, most) = self.scale, self.bands
+        if not (self.size >= 1 and self.count >= 0 and 0 < low <= high <= 1 and 1 <= least <= most):
+            raise ValueError(
+                f"the {self.name} views need size >= 1, 0 < scale[0] <= scale[1] <= 1 and 1 <= bands[0] <= bands[1]; "
+                f"they have size {self.size}, scale {low:g} to {high:g} and bands {least} to {most}"
+            )
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -123,6 +123,14 @@ def image_keys(shards: ShardSet, names: Sequence[str] | None) -> list[str] | Non
     return sorted(set().union(*(known[name] for name in names)))
 
 
+def check_terrain(model: DictConfig, shards: ShardSet, images: Sequence[str] | None) -> None:
+    """ValueError where the shards hold elevation or slope and the encoder has no codes for them."""
+    for key, specs in shards.images.items():
+        used = images is None or key in images
+        if used and not model.terrain and any(band.surface for spec in specs for band in spec.band_objects):
+            raise ValueError(f"the shards hold {key}: set model.terrain=true, or leave it out with data.images")
+
+
 def build(cfg: DictConfig) -> Parts:
     """All parts of a run; everything that can be wrong with a configuration is found here."""
     device = distributed.device()
@@ -132,7 +140,12 @@ def build(cfg: DictConfig) -> Parts:
         raise ValueError(
             f"train.exact_accumulation: {cfg.objective.name} has no exact form; only {', '.join(ROWS)} have one"
         )
-    shards = ShardSet.open([expand(path) for path in cfg.data.shards])
+    folders = [expand(path) for path in cfg.data.shards]
+    if len(set(folders)) < len(folders):
+        raise ValueError("data.shards names a set twice: " + ", ".join(folders))
+    shards = ShardSet.open(folders)
+    images = image_keys(shards, cfg.data.images)
+    check_terrain(cfg.model, shards, images)
     normalisation = Normalisation.from_stats(shards.stats)
     augment = views.Augment(**config.plain(cfg.augment))
 
@@ -149,7 +162,7 @@ def build(cfg: DictConfig) -> Parts:
         world=distributed.world(),
         workers=cfg.data.workers,
         micro_batch=cfg.data.micro_batch,
-        images=image_keys(shards, cfg.data.images),
+        images=images,
         max_damage=cfg.data.max_damage,
     )
     optim = config.plain(cfg.optim)

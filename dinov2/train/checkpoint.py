@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,18 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     return path
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint (tensors and plain values only, never code)."""
+def load(path: Path, parts: Collection[str] = ()) -> dict[str, Any]:
+    """Read a checkpoint (tensors and plain values only, never code); it must have exactly these ``parts``, if given."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}); remove it to resume from an older one"
         ) from error
+    if parts and saved.keys() != set(parts):
+        lacking, extra = sorted(set(parts) - saved.keys()), sorted(saved.keys() - set(parts))
+        raise ValueError(f"checkpoint {path}: missing {lacking}, unexpected {extra}; another version wrote it")
+    return saved
 
 
 def restore(module: nn.Module, state: Mapping[str, Any], origin: Path) -> None:

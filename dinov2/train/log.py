@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dinov2 import distributed
+from dinov2.files import write_atomic
 
 PACKAGES = ("eo-ssl", "torch", "numpy", "omegaconf", "fvcore", "webdataset", "rasterio", "h5py", "xformers")
 
@@ -44,7 +44,7 @@ class Log:
         path = folder / "metrics.jsonl"
         old = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in old if line.endswith("\n") and json.loads(line)["step"] <= resumed_step]
-        path.write_text("".join(kept))
+        write_atomic(path, "".join(kept))
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (held for the run's lifetime)
         self.trackers = [TRACKERS[name](folder) for name in track]
         self.console = Console(highlight=False)
@@ -109,9 +109,3 @@ def _wandb(folder: Path):
 
 
 TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
-
-
-def stderr(text: str) -> None:
-    """One line on the standard error of rank 0."""
-    if distributed.rank() == 0:
-        print(text, file=sys.stderr)

@@ -11,6 +11,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dinov2 import config, objectives
 from dinov2.data.views import Augment
+from dinov2.sensors import suggest
+from dinov2.train.log import TRACKERS
 
 
 @dataclass
@@ -110,6 +112,14 @@ FREE = {  # what may change between a run and its resumption
 }
 
 
+POSITIVE = {  # options that must exceed 0 (or be null where they may)
+    "data": ("batch_size", "micro_batch"),
+    "model": ("patch_size", "image_size"),
+    "optim": ("clip",),
+    "train": ("steps", "log_every", "save_every", "keep", "health_every"),
+}
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """The resolved configuration of a pretraining run."""
     layers = config.read_yaml(path), config.read_overrides(overrides)
@@ -129,7 +139,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
             ("train", Train, field(default_factory=Train)),
         ],
     )
-    return config.merge(schema, *layers, origin=str(path))
+    cfg = config.merge(schema, *layers, origin=str(path))
+    for part, keys in POSITIVE.items():
+        for key in keys:
+            if cfg[part][key] is not None and not cfg[part][key] > 0:
+                raise ValueError(f"{path}: {part}.{key} is {cfg[part][key]}; it must be greater than 0")
+    for name in cfg.train.track:
+        if name not in TRACKERS:
+            raise ValueError(f"{path}: train.track names {name!r}{suggest(name, list(TRACKERS))}")
+    return cfg
 
 
 def deciding(cfg: DictConfig) -> dict[str, Any]:

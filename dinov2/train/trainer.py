@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dinov2 import config, distributed
 from dinov2.data.views import RawBatch
+from dinov2.files import write_atomic
 from dinov2.models.export import save_export
 from dinov2.objectives.base import Now
 from dinov2.train import checkpoint, schema
@@ -78,6 +79,10 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     precision = Precision.choose(cfg.train.precision, parts.device)
     first = resume(cfg, folder, parts, precision)
     last = min(cfg.train.steps, stop_at or cfg.train.steps)
+    final = folder / "model_final.safetensors"
+    if first >= last and final.exists():  # written anew it would count as another model
+        distributed.say(f"{folder} is complete: {first} steps are done")
+        return final
     batches = Waiting(parts.stream.batches(first))
     log = Log(folder, cfg.train.steps, first, cfg.train.track)
     monitor = Monitor(cfg, parts, batches, log, last)
@@ -97,7 +102,7 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
                 monitor.restart()
     finally:
         log.close()
-    return export(cfg, folder / "model_final.safetensors", parts, last)
+    return export(cfg, final, parts, last)
 
 
 def evaluate_now(evaluate: Evaluate, cfg: DictConfig, folder: Path, parts: Parts, done: int) -> dict[str, float]:
@@ -127,24 +132,16 @@ def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dic
 
 def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) -> int:
     """Prepare ``folder`` and load its newest checkpoint; returns the number of steps already done."""
-    written = folder / "config.yaml"
-    if written.exists():
-        changed = differences(schema.deciding(config.read_yaml(written)), schema.deciding(cfg))
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run of another config ({', '.join(changed)}); "
-                "choose another --output-dir or remove the folder"
-            )
-    distributed.barrier()  # every rank has read the old file before it is written anew
+    differing = distributed.differing_ranks(f"{OmegaConf.to_yaml(cfg)}{environment()}")
+    if differing:
+        raise ValueError(f"ranks {differing} have another configuration or other package versions than rank 0")
     if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        written.write_text(OmegaConf.to_yaml(cfg))
-        (folder / "environment.txt").write_text(environment())
+        prepare(cfg, folder)
     distributed.barrier()
     path = checkpoint.latest(folder)
     if path is None:
         return 0
-    saved = checkpoint.load(path)
+    saved = checkpoint.load(path, state(cfg, parts, precision, 0))
     checkpoint.restore(parts.objective, saved["objective"], path)
     parts.optimizer.load_state_dict(saved["optimizer"])
     precision.scaler.load_state_dict(saved["scaler"])
@@ -154,6 +151,20 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
     if parts.probe and saved["probe"]:
         parts.probe.load_state_dict(saved["probe"])
     return parts.stream.start_step(saved["stream"])
+
+
+def prepare(cfg: DictConfig, folder: Path) -> None:
+    """Make ``folder`` this run's; ValueError where it holds a run of another configuration."""
+    written = folder / "config.yaml"
+    if written.exists():
+        changed = differences(schema.deciding(config.read_yaml(written)), schema.deciding(cfg))
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run of another config ({', '.join(changed)}); "
+                "choose another --output-dir or remove the folder"
+            )
+    write_atomic(written, OmegaConf.to_yaml(cfg))
+    write_atomic(folder / "environment.txt", environment())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from dinov2 import __version__
 from dinov2.data.sample import ImageSpec
 from dinov2.data.shards import storage
 from dinov2.data.stats import BandStats, Stats
+from dinov2.files import atomic
 
 FORMAT_VERSION = 1
 INDEX = "index.parquet"
@@ -97,7 +98,7 @@ def write_index(out: Path, rows: Sequence[Mapping[str, Any]], info: Mapping[str,
     head = {"format_version": FORMAT_VERSION, "created_by": f"eo-ssl {__version__}", **info}
     text = json.dumps(head, sort_keys=True).encode()
     schema = SCHEMA.with_metadata({METADATA: text, CHECKSUM: _checksum(text)})
-    with storage.atomic(out / INDEX) as file:
+    with atomic(out / INDEX) as file:
         pq.write_table(pa.table(columns, schema=schema), file, write_page_checksum=True)
 
 

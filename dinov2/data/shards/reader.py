@@ -135,7 +135,10 @@ class ShardSet:
         key, path = sidecar.keys[index], part.path(number)
         wanted = [m for m in sidecar.members(index) if _chosen(m.name, images, labels)]
         if not any(IMAGE_KEY.fullmatch(array_name(m.name)) for m in wanted):
-            raise ValueError(f"{path}, sample {key!r} has none of the images {', '.join(images or ())}")
+            raise ValueError(
+                f"{path}, sample {key!r} has none of the images {', '.join(images or ())}; name others too, "
+                "or prepare a set whose samples all have one of them"
+            )
         try:
             payloads = {m.name: p for run in _runs(wanted) for m, p in zip(run, self._payloads(path, run), strict=True)}
             return decode(key, payloads, part.images)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import fsspec
 
@@ -46,19 +42,3 @@ def sizes(folder: str) -> dict[str, int]:
         return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in filesystem.ls(inner, detail=True)}
     with os.scandir(folder) as entries:
         return {entry.name: entry.stat().st_size for entry in entries}
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under ``path`` only when complete; what cannot be written raises OSError naming ``path``."""
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a kill leaves is written over
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

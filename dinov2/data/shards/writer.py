@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from dinov2.data.sample import ImageSpec, Sample
-from dinov2.data.shards import storage
 from dinov2.data.shards.index import FORMAT_VERSION, INDEX, stats_from_json, stats_to_json, write_index
 from dinov2.data.shards.members import BLOCK, COMPRESSIONS, encode, padded, tar_record
 from dinov2.data.shards.reader import ShardSet
 from dinov2.data.shards.sidecar import Member, Sidecar
 from dinov2.data.stats import Stats, image_stats, merge_stats
+from dinov2.files import atomic
 
 
 def _same_spec(spec: ImageSpec, known: dict[str, dict[str, Any]], where: str) -> None:
@@ -87,15 +87,15 @@ class ShardWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / INDEX).unlink(missing_ok=True)  # the set is not whole until finish() writes it again
         contents = _Contents()
-        with storage.atomic(path) as file:
+        with atomic(path) as file:
             for sample in samples:
                 file.write(contents.add(sample, self.compression))
             file.write(contents.end())
         sidecar = Sidecar.build(contents.samples).pack()
-        with storage.atomic(path.with_suffix(".idx")) as file:
+        with atomic(path.with_suffix(".idx")) as file:
             file.write(sidecar)
         row = {"name": path.name, "sidecar_bytes": len(sidecar), "recipe": self.recipe, **contents.summary()}
-        with storage.atomic(path.with_suffix(".json")) as file:
+        with atomic(path.with_suffix(".json")) as file:
             file.write(json.dumps(row, sort_keys=True).encode())
 
     def keys(self, number: int) -> list[str]:

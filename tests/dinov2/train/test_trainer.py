@@ -6,9 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dinov2 import distributed
+from dinov2.data.sample import ImageSpec, Sample
+from dinov2.data.shards import write_shards
 from dinov2.models.export import load_export
 from dinov2.train import checkpoint
 from dinov2.train.trainer import train
@@ -115,6 +119,49 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(tmp_path):
     torch.save(state, path)
     with pytest.raises(ValueError, match=r"step-00000002\.pt does not fit.*missing encoder\.norm\.bias"):
         train(cfg, tmp_path / "run")
+
+
+def test_a_checkpoint_without_one_of_its_parts_is_refused(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
+    train(cfg, tmp_path / "run", stop_at=2)
+    path = checkpoint.latest(tmp_path / "run")
+    state = checkpoint.load(path)
+    del state["stream"]
+    torch.save({**state, "more": 1}, path)
+    with pytest.raises(ValueError, match=r"step-00000002\.pt: missing \['stream'\], unexpected \['more'\]"):
+        train(cfg, tmp_path / "run")
+
+
+def test_a_complete_run_says_so_and_stays(tmp_path, capsys):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
+    first = train(cfg, tmp_path / "run").read_bytes()
+    assert train(cfg, tmp_path / "run").read_bytes() == first
+    assert "is complete: 6 steps are done" in capsys.readouterr().out
+
+
+def test_elevation_needs_its_codes(tmp_path):
+    spec = ImageSpec("dem", 10, ("elevation",), "float32", "metre")
+    pixels = np.random.default_rng(0).normal(size=(8, 1, 32, 32)).astype(np.float32)
+    write_shards((Sample(f"d{i}", {spec.key: x}, {spec.key: spec}) for i, x in enumerate(pixels)), tmp_path / "dem")
+    with pytest.raises(ValueError, match="the shards hold dem-10m: set model.terrain=true"):
+        train(tiny.config(tmp_path, "simclr", tmp_path / "dem"), tmp_path / "run")
+
+
+def other_options_on_rank_1(folder: str, shard_set: str) -> str:
+    own = Path(folder) / str(distributed.rank())
+    own.mkdir()
+    cfg = tiny.config(own, "simclr", Path(shard_set), log_every=1 + distributed.rank())
+    try:
+        train(cfg, Path(folder) / "run")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_ranks_with_another_configuration_are_found_at_the_start(tmp_path):
+    sentences = run_ranks(other_options_on_rank_1, 2, str(tmp_path), str(tiny.shards(tmp_path / "shards")))
+    assert sentences == ["ranks [1] have another configuration or other package versions than rank 0"] * 2
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
@@ -243,6 +290,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
     assert "patch_size 5 does not divide" in fails(config, out, "model.patch_size=5")
     assert "fewer than the global batch_size of 64" in fails(config, out, "data.batch_size=64")
     assert "no 'sentinel2_l1c'" in fails(config, out, "data.images=[sentinel2_l1c]")
+    assert "'data.shards': it takes a list" in fails(config, out, f"data.shards={path}")
+    assert "names a set twice" in fails(config, out, f"data.shards=[{path},{path}]")
+    assert "train.save_every is 0" in fails(config, out, "train.save_every=0")
+    assert "optim.clip is 0" in fails(config, out, "optim.clip=0")
+    assert "train.track names 'wandbb'; did you mean 'wandb'?" in fails(config, out, "train.track=[wandbb]")
+    assert "bands 5 to 3" in fails(config, out, "objective.bands=[5,3]")
     assert "float16 needs a GPU" in fails(config, out, "train.precision=float16")
     (tmp_path / "file").write_text("")
     assert "file" in fails(config, tmp_path / "file" / "run")
