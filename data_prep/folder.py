@@ -144,7 +144,10 @@ def plan(args: argparse.Namespace) -> Plan:
             raise ValueError(f"{item.chip.path} ({_kind(other)}) differs from {first.chip.path} ({_kind(product)})")
     if any(item.removed for _, item in pairs):
         if product.spec.dtype.startswith("float"):
-            raise ValueError(f"{first.chip.path} holds fractions, which carry no offset: give --baseline-offset none")
+            raise ValueError(
+                f"{first.chip.path} is of type {product.spec.dtype}, from which no offset is taken off: store it as "
+                "integers, or give --baseline-offset none if it carries none"
+            )
         spec = replace(product.spec, dtype="int16", nodata=STORED_NODATA)  # differences can be negative, 0 is a value
         product = replace(product, spec=spec, offsets=True)
     folders = [args.src] + [args.labels] * bool(args.labels)

@@ -15,6 +15,9 @@ from data_prep.rasters import date_of
 from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS, Band, Sensor
 
+NEGATIVE = 0.1  # share of pixels; products of linear power from which noise was taken off contain some
+MOST = 1024  # pixels per side that are looked at, evenly over the raster
+
 
 @dataclass(frozen=True)
 class Product:
@@ -44,7 +47,9 @@ def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, i
         keep = [i for i, tag in enumerate(tags) if not (args.drop_bad_bands and good_band(path, tag) == "0")]
         gsd = pixel_size(raster, bands)
         spec = described(args, sensor, gsd, [names[i] for i in keep], raster.dtypes[0])
-        check_tags(path, raster, spec, args)
+        check_nodata(path, raster, spec, args)
+        check_scale(path, raster, sensor, args)
+        check_sign(path, raster, spec)
         date = args.date or date_of(raster)
         return Product(spec, tuple(i + 1 for i in keep), spec.nodata), raster.shape, date
 
@@ -70,9 +75,12 @@ def described(args: argparse.Namespace, sensor: Sensor, gsd: float, bands: Seque
 
 def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> float:
     """Metres per pixel to the centimetre; the sensor's finest where the raster has no reference system in metres."""
-    if raster.crs is not None and raster.crs.is_projected:
-        return round(raster.res[0] * raster.crs.linear_units_factor[1], 2)
-    return round(min(b.gsd_m for b in bands), 2)
+    if raster.crs is None or not raster.crs.is_projected:
+        return round(min(b.gsd_m for b in bands), 2)
+    metres = raster.res[0] * raster.crs.linear_units_factor[1]
+    if round(metres, 2) == 0:
+        raise ValueError(f"{raster.name} has pixels of {metres:g} m; at least 1 cm is needed: correct its transform")
+    return round(metres, 2)
 
 
 def check_wavelength(path: Path, band: Band, tag: Mapping[str, str]) -> None:
@@ -94,15 +102,51 @@ def good_band(path: Path, tag: Mapping[str, str]) -> str:
     return tag["bbl"]
 
 
-def check_tags(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec, args: argparse.Namespace) -> None:
-    """ValueError if the file's own nodata or scale differs from the description and no option decides."""
+def check_nodata(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec, args: argparse.Namespace) -> None:
+    """ValueError if the file's own nodata differs from the description and no option decides."""
     tag = raster.nodata
     same = tag is None or (spec.nodata is not None and np.array_equal(tag, spec.nodata, equal_nan=True))
     if not same and not hasattr(args, "nodata"):
         raise ValueError(f"{path} is tagged nodata {tag:g}, sensor {spec.sensor!r} says {spec.nodata}: give --nodata")
-    scale = raster.scales[0]
-    if scale != 1.0 and not math.isclose(scale, spec.scale, rel_tol=1e-6) and args.scale is None:
-        raise ValueError(f"{path} is tagged scale {scale:g}, sensor {spec.sensor!r} says {spec.scale:g}: give --scale")
+
+
+def check_scale(path: Path, raster: rasterio.DatasetReader, sensor: Sensor, args: argparse.Namespace) -> None:
+    """ValueError if a band's tagged scale or offset is not the sensor's, or if untagged fractions may be physical
+    already, and no option decides.
+    """
+    tagged = {"scale": (raster.scales, 1.0), "offset": (raster.offsets, 0.0)}  # what GDAL says where nothing is tagged
+    silent = all(value == plain for values, plain in tagged.values() for value in values)
+    for name, (values, _) in tagged.items():
+        said = getattr(sensor, name)
+        other = [value for value in values if not math.isclose(value, said, rel_tol=1e-6)]
+        if not other or getattr(args, name) is not None:
+            continue
+        if not silent:
+            twice = " (0 where --baseline-offset takes it off)" if name == "offset" and sensor.dated_offsets else ""
+            raise ValueError(
+                f"{path} is tagged {name} {other[0]:g}, sensor {sensor.name!r} says {said:g}: give --{name}{twice}"
+            )
+        if np.dtype(raster.dtypes[0]).kind == "f":
+            raise ValueError(
+                f"{path} holds {raster.dtypes[0]} numbers and does not tell their {name}: give --scale 1 --offset 0 if "
+                f"they are {sensor.unit} already, --scale {sensor.scale:g} --offset {sensor.offset:g} if they are as "
+                "the sensor stores them"
+            )
+
+
+def check_sign(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec) -> None:
+    """ValueError if radar numbers cannot be in their unit: power is not negative, and some ground is below 0 dB."""
+    if spec.unit not in ("linear_power", "db"):
+        return
+    height, width = (min(side, MOST) for side in raster.shape)
+    stored = raster.read(out_shape=(raster.count, height, width))  # nearest neighbours: numbers as they are stored
+    values = stored[~spec.invalid(stored) & np.isfinite(stored)] * spec.scale + spec.offset
+    if spec.unit == "linear_power" and values.size and (share := np.mean(values < 0)) > NEGATIVE:
+        raise ValueError(
+            f"{path} cannot be linear_power, {share:.0%} of its pixels are negative: give --unit db if in dB"
+        )
+    if spec.unit == "db" and values.size and values.min() >= 0:
+        raise ValueError(f"{path} cannot be db, none of its pixels is below 0: give --unit linear_power if it is that")
 
 
 def offset_to_remove(path: Path, sensor: Sensor, date: str | None, choice: str | None) -> float:

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 def tif(path: Path, image: np.ndarray, tags=None, band_tags=None, crs="EPSG:32631", pixel=10.0, **profile) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = image.shape
-    scale = profile.pop("scale", None)
+    scales, offsets = profile.pop("scales", None), profile.pop("offsets", None)
     place = {"crs": crs, "transform": from_origin(500_000, 4_000_000, pixel, pixel)} if crs else {}
     with rasterio.open(
         path, "w", driver="GTiff", count=count, height=height, width=width, dtype=image.dtype, **place, **profile
@@ -24,8 +24,10 @@ def tif(path: Path, image: np.ndarray, tags=None, band_tags=None, crs="EPSG:3263
         raster.update_tags(**(tags or {}))
         for i, tag in enumerate(band_tags or []):
             raster.update_tags(i + 1, **tag)
-        if scale:
-            raster.scales = [scale] * count
+        if scales:
+            raster.scales = scales
+        if offsets:
+            raster.offsets = offsets
     return path
 
 
@@ -133,12 +135,22 @@ def test_bad_bands_are_left_out(tmp_path):
         (np.ones((3, 8, 8), np.uint16), {}, LANDSAT, "a.tif has 3 bands, 2 are named: B4, B3"),
         (np.ones((2, 8, 8), np.uint16), {"nodata": 65535}, LANDSAT, "a.tif is tagged nodata 65535, .* 0.*--nodata"),
         (np.ones((2, 8, 8), np.float32), {"nodata": np.nan}, LANDSAT, "a.tif is tagged nodata nan, .* says 0"),
-        (np.ones((2, 8, 8), np.int16), {"scale": 0.5}, LANDSAT, "a.tif is tagged scale 0.5, .* says 2.75e-05.*--scale"),
+        (np.ones((2, 8, 8), np.int16), {"scales": [2.75e-5, 0.5]}, LANDSAT,
+         "a.tif is tagged scale 0.5, .* 2.75e-05.*--scale"),
+        (np.ones((2, 8, 8), np.int16), {"scales": [1.0, 2.75e-5]}, LANDSAT,
+         "a.tif is tagged scale 1, .* 2.75e-05.*--scale"),
+        (np.ones((2, 8, 8), np.uint16), {"scales": [1e-4] * 2, "offsets": [0, -0.1]}, (*S2, "--date", "2021-06-01"),
+         r"a.tif is tagged offset -0.1, sensor 'sentinel2_l2a' says 0: give --offset \(0 where --baseline-offset"),
+        (np.ones((2, 8, 8), np.float32), {}, (*S2, "--date", "2021-06-01"),
+         "a.tif holds float32 .* give --scale 1 --offset 0 if they are reflectance already, --scale 0.0001 --offset 0 if"),
+        (np.ones((2, 8, 8), np.float32), {}, (*LANDSAT, "--scale", "1"), "a.tif holds float32 .*their offset.*--offset -0.2"),
+        (np.ones((2, 8, 8), np.uint16), {"pixel": 0.004}, LANDSAT, "a.tif has pixels of 0.004 m; at least 1 cm"),
         (np.ones((2, 8, 8), np.uint16), {}, S2, "a.tif has no date, .*--date, or --baseline-offset remove or none"),
         (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "landsat88"), "unknown sensor 'landsat88'; did you mean"),
         (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "landsat8", "--bands", "B4,X"), "has no band 'X'"),
         (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "worldview2", "--bands", "red,blue"), "not known.*--unit"),
-        (np.ones((2, 8, 8), np.float32), {}, (*S2, "--baseline-offset", "remove"), "a.tif holds fractions"),
+        (np.ones((2, 8, 8), np.float32), {}, (*S2, "--scale", "1", "--baseline-offset", "remove"),
+         "a.tif is of type float32"),
         (np.ones((2, 8, 8), np.complex64), {}, LANDSAT, "a.tif has bands of type complex64"),
         (np.ones((2, 8, 8), np.uint16), {}, (*LANDSAT, "--drop-bad-bands"), "a.tif has a band without the tag 'bbl'"),
         (np.ones((2, 8, 8), np.uint16), {"band_tags": [{"wavelength": "561"}, {}]}, LANDSAT,
@@ -149,6 +161,40 @@ def test_a_file_that_contradicts_is_one_sentence(tmp_path, image, profile, words
     tif(tmp_path / "a.tif", image, **profile)
     with pytest.raises(ValueError, match=message):
         samples(tmp_path, *words, "--chip", "8")
+
+
+def test_fractions_and_tagged_numbers_are_scaled_once(tmp_path):
+    said = ("--baseline-offset", "none", "--chip", "8")
+    tif(tmp_path / "a.tif", np.full((2, 8, 8), 0.25, np.float32))
+    for words, value in ((("--scale", "1", "--offset", "0"), 0.25), (("--scale", "0.0001"), 0.25e-4)):
+        (sample,) = samples(tmp_path, *S2, *said, *words)
+        spec, image = sample.specs["sentinel2_l2a-10m"], sample.images["sentinel2_l2a-10m"]
+        assert spec.to_model(image) == pytest.approx(value)
+    tif(tmp_path / "a.tif", np.full((2, 8, 8), 2500, np.float32), scales=[1e-4] * 2)
+    (sample,) = samples(tmp_path, *S2, *said)
+    assert sample.specs["sentinel2_l2a-10m"].scale == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sensor", "unit", "right", "wrong"),
+    [("sentinel1_rtc", "linear_power", 0.1, -10.0), ("sentinel1_grd", "db", -10.0, 0.1)],
+)
+def test_radar_numbers_that_cannot_be_in_their_unit(tmp_path, sensor, unit, right, wrong):
+    """A tenth of wrong pixels is noise; more of negative power, or decibels all above 0, is another unit."""
+    image = np.full((2, 10, 10), right, np.float32)
+    image[:, 0] = wrong
+    words = ("--sensor", sensor, "--bands", "VV,VH", "--chip", "10")
+    tif(tmp_path / "a.tif", image)
+    assert len(samples(tmp_path, *words)) == 1
+    image[:] = wrong
+    image[:, 0] = np.float32(np.nan if unit == "db" else -32768)  # without observation
+    tif(tmp_path / "a.tif", image)
+    other = "db" if unit == "linear_power" else "linear_power"
+    for explicit in ((), ("--unit", unit)):
+        with pytest.raises(ValueError, match=f"a.tif cannot be {unit}, .*: give --unit {other}"):
+            samples(tmp_path, *words, *explicit)
+    (sample,) = samples(tmp_path, *words, "--unit", other)
+    assert sample.specs[f"{sensor}-10m"].unit == other
 
 
 @pytest.mark.parametrize(("pixel", "key"), [(0.6, "landsat8-60cm"), (1.84, "landsat8-184cm"), (30.0, "landsat8-30m")])
@@ -178,6 +224,7 @@ def test_a_non_finite_pixel_stops_the_run(tmp_path):
     image[1, 2, 3] = np.inf
     tif(tmp_path / "in/a.tif", image)
     words = ["folder", "--src", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *LANDSAT, "--chip", "8"]
+    words += ["--scale", "1", "--offset", "0"]
     with pytest.raises(ValueError, match="'a_r000c000', image 'landsat8-10m', band B3: 1 non-finite"):
         main(words)
 
