@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,13 @@ def _each(plan: Plan, writer: ShardWriter, chunks: Sequence[Sequence[Any]], work
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def fingerprint(folder: Path, files: Iterable[Path]) -> str:
+    """Digest of the names, sizes and times of modification of files below a folder: changed ones are another source."""
+    stats = ((p.relative_to(folder).as_posix(), p.stat()) for p in files)
+    listing = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def slug(text: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from data_prep.common import Plan, Skip, label_info, scene_class, slug
+from data_prep.common import Plan, Skip, fingerprint, label_info, scene_class, slug
 from data_prep.inspection import Product, inspect, offset_to_remove
-from data_prep.rasters import STORED_NODATA, Chip, chips, place, without_offset
+from data_prep.rasters import STORED_NODATA, Chip, chips, place, same_place, without_offset
 from dinov2.data.sample import Sample
 from dinov2.sensors import SENSORS, UNITS
 
@@ -75,6 +74,11 @@ def _mask(path: Path, image: Path, chip: Chip, args: argparse.Namespace) -> np.n
     with rasterio.open(path) as raster, rasterio.open(image) as reference:
         if raster.count != 1 or raster.shape != reference.shape:
             raise ValueError(f"{path} is no mask of {image}: one band of {reference.shape} pixels is needed")
+        if not same_place(raster, reference):
+            raise ValueError(
+                f"{path} is no mask of {image}: it lies at {tuple(raster.bounds)} in {raster.crs.to_string()}, the "
+                f"image at {tuple(reference.bounds)} in {reference.crs.to_string()}"
+            )
         mask = raster.read(1, window=chip.window(raster))
     strange = np.setdiff1d(mask, [*range(len(classes)), args.label_ignore])
     if strange.size:
@@ -141,7 +145,11 @@ def plan(args: argparse.Namespace) -> Plan:
     product, first = pairs[0][0], pairs[0][1]
     for other, item in pairs:
         if other != product:
-            raise ValueError(f"{item.chip.path} ({_kind(other)}) differs from {first.chip.path} ({_kind(product)})")
+            only = sorted(set(other.spec.bands) ^ set(product.spec.bands))
+            raise ValueError(
+                f"{item.chip.path} ({_kind(other)}) differs from {first.chip.path} ({_kind(product)})"
+                + f": only one of them has {', '.join(only[:14])}" * bool(only)
+            )
     if any(item.removed for _, item in pairs):
         if product.spec.dtype.startswith("float"):
             raise ValueError(
@@ -151,9 +159,8 @@ def plan(args: argparse.Namespace) -> Plan:
         spec = replace(product.spec, dtype="int16", nodata=STORED_NODATA)  # differences can be negative, 0 is a value
         product = replace(product, spec=spec, offsets=True)
     folders = [args.src] + [args.labels] * bool(args.labels)
-    listing = "\n".join(f"{p.relative_to(f).as_posix()} {p.stat().st_size}" for f in folders for p in files(f))
     options = {k: v for k, v in vars(args).items() if k not in ("src", "out", "labels", "workers", "command")}
-    provenance = {"source": "folder", "files": hashlib.sha256(listing.encode()).hexdigest(), **options}
+    provenance = {"source": "folder", "files": [fingerprint(f, files(f)) for f in folders], **options}
     labels = label_info(args.label_name, args.label_classes.split(","), args.label_ignore) if args.labels else {}
     return Plan([item for _, item in pairs], partial(make, product=product, args=args), labels, provenance)
 

@@ -64,6 +64,13 @@ def place(
     return (min(left, right), min(bottom, top), max(left, right), max(bottom, top)), raster.crs.to_string()
 
 
+def same_place(a: rasterio.DatasetReader, b: rasterio.DatasetReader) -> bool:
+    """Whether two rasters cover the same ground, to a tenth of a pixel; True where one of them does not tell."""
+    if a.crs is None or b.crs is None:
+        return True
+    return a.crs == b.crs and np.abs(np.subtract(a.bounds, b.bounds)).max() <= 0.1 * min(a.res)
+
+
 def date_of(raster: rasterio.DatasetReader) -> str | None:
     """ISO date of the acquisition from the tags that carry one, else None; ValueError where it is no day."""
     tags = raster.tags()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from data_prep.common import Plan, Skip, label_info, scene_class, slug
+from data_prep.common import Plan, Skip, fingerprint, label_info, scene_class, slug
 from data_prep.rasters import STORED_NODATA, Chip, chips, date_of, place, without_offset
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.sensors import SENSORS
@@ -158,6 +158,13 @@ def plan(args: argparse.Namespace) -> Plan:
     for name in scenes:
         with rasterio.open(args.src / folders[0] / name) as raster:
             items += chips(args.src / folders[0] / name, args.chip, raster.shape)
-    provenance = {"source": "terramesh", "folders": folders, "scenes": scenes, "chip": args.chip, "offsets": offsets}
+    provenance = {
+        "source": "terramesh",
+        "folders": folders,
+        "scenes": scenes,
+        "files": fingerprint(args.src, (args.src / folder / name for folder in folders for name in scenes)),
+        "chip": args.chip,
+        "offsets": offsets,
+    }
     labels = LABELS if "LULC" in folders else {}
     return Plan(items, partial(make, src=args.src, folders=folders, offsets=offsets), labels, provenance)

@@ -109,6 +109,13 @@ def test_masks_follow_their_images(tmp_path):
     for s in got:
         r, c = 8 * s.meta["row"], 8 * s.meta["column"]
         assert np.array_equal(s.labels["landcover"], mask[0, r : r + 8, c : c + 8])
+    tif(tmp_path / "elsewhere/a.tif", mask.astype(np.uint8), pixel=30.0)
+    tif(tmp_path / "zone/a.tif", mask.astype(np.uint8), crs="EPSG:32632")
+    for folder in ("elsewhere", "zone"):
+        with pytest.raises(ValueError, match=f"{folder}/a.tif is no mask of .*in/a.tif: it lies at .*EPSG:32631"):
+            samples(tmp_path / "in", *words[:-3], str(tmp_path / folder), *words[-2:])
+    tif(tmp_path / "nowhere/a.tif", mask.astype(np.uint8), crs=None)
+    assert len(samples(tmp_path / "in", *words[:-3], str(tmp_path / "nowhere"), *words[-2:])) == 4
     with pytest.raises(ValueError, match=r"masks/a.tif has the number 2(\.0)?; --label-classes names 2 classes"):
         samples(tmp_path / "in", *words[:-1], "x,y")
     (tmp_path / "masks/a.tif").unlink()
@@ -142,8 +149,8 @@ def test_bad_bands_are_left_out(tmp_path):
         (np.ones((2, 8, 8), np.uint16), {"scales": [1e-4] * 2, "offsets": [0, -0.1]}, (*S2, "--date", "2021-06-01"),
          r"a.tif is tagged offset -0.1, sensor 'sentinel2_l2a' says 0: give --offset \(0 where --baseline-offset"),
         (np.ones((2, 8, 8), np.float32), {}, (*S2, "--date", "2021-06-01"),
-         "a.tif holds float32 .* give --scale 1 --offset 0 if they are reflectance already, --scale 0.0001 --offset 0 if"),
-        (np.ones((2, 8, 8), np.float32), {}, (*LANDSAT, "--scale", "1"), "a.tif holds float32 .*their offset.*--offset -0.2"),
+         "float32 .* give --scale 1 --offset 0 if they are reflectance already, --scale 0.0001 --offset 0 if"),
+        (np.ones((2, 8, 8), np.float32), {}, (*LANDSAT, "--scale", "1"), "a.tif .*their offset.*--offset -0.2"),
         (np.ones((2, 8, 8), np.uint16), {"pixel": 0.004}, LANDSAT, "a.tif has pixels of 0.004 m; at least 1 cm"),
         (np.ones((2, 8, 8), np.uint16), {}, S2, "a.tif has no date, .*--date, or --baseline-offset remove or none"),
         (np.ones((2, 8, 8), np.uint16), {}, ("--sensor", "landsat88"), "unknown sensor 'landsat88'; did you mean"),
@@ -211,12 +218,30 @@ def test_files_of_two_kinds_and_keys_that_collide_are_named(tmp_path):
         ValueError, match=r"b.tif \(2 bands of uint16 at 30 m\) differs from .*a.tif \(2 bands .* at 10 m\)"
     ):
         samples(tmp_path / "two", *LANDSAT)
+    tags = [{"bbl": 1}, {"bbl": 0}]
+    tif(tmp_path / "bad/a.tif", image, band_tags=tags)
+    tif(tmp_path / "bad/b.tif", image, band_tags=tags[::-1])
+    with pytest.raises(ValueError, match=r"b.tif \(1 bands .*a.tif \(1 bands .*: only one of them has B3, B4"):
+        samples(tmp_path / "bad", *LANDSAT, "--drop-bad-bands")
     tif(tmp_path / "same/x 1.tif", image)
     tif(tmp_path / "same/X_1.tif", image)
     with pytest.raises(ValueError, match="would both get the key 'x_1'"):
         samples(tmp_path / "same", *LANDSAT)
     with pytest.raises(ValueError, match="nothing is not a folder"):
         samples(tmp_path / "nothing", *LANDSAT)
+
+
+def test_a_run_does_not_go_on_with_files_that_changed(tmp_path):
+    def run() -> int:
+        return main(["folder", "--src", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *LANDSAT, "--chip", "8"])
+
+    path = tif(tmp_path / "in/a.tif", np.ones((2, 8, 8), np.uint16))
+    size = path.stat().st_size
+    assert run() == run() == 0
+    tif(path, np.full((2, 8, 8), 2, np.uint16))
+    assert path.stat().st_size == size
+    with pytest.raises(ValueError, match="out/shard-000000.tar was written with other settings"):
+        run()
 
 
 def test_a_non_finite_pixel_stops_the_run(tmp_path):

@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +78,16 @@ def test_scenes_that_lack_a_modality_or_lie_elsewhere_are_named(realdata, tmp_pa
         plan(options(tmp_path))
     with pytest.raises(ValueError, match="has none of the folders S2L1C, S2L2A, S1RTC, DEM"):
         plan(options(tmp_path / "DEM"))
+
+
+def test_a_file_that_changed_is_another_source(realdata, tmp_path):
+    (cell, *_) = sorted((realdata / "terramesh/DEM").glob("*.tif"))
+    (tmp_path / "DEM").mkdir()
+    path = Path(shutil.copy2(cell, tmp_path / "DEM"))
+    first = plan(options(tmp_path)).provenance
+    assert plan(options(tmp_path)).provenance == first
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert plan(options(tmp_path)).provenance["files"] != first["files"]
 
 
 def test_land_cover_codes(tmp_path):
