@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,6 @@ from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import ShardSet
 from dinov2.env import expand
 from eval.datasets.base import SPLITS, EvalDataset, Split
-
-Rule = Callable[[Sample], str]  # sample (without pixels) -> split
 
 
 def shards(
@@ -37,7 +35,7 @@ def shards(
 
     The training samples lie in ``root``. Validation and test samples lie in ``val_root`` and ``test_root``; a split
     without a root of its own is cut from ``root``: by the field ``split_by`` (``key`` or ``meta.NAME``), whose values
-    are listed in ``test`` and ``val``, or assigned by a stable hash where these are fractions. Samples that share a
+    are listed in ``test`` and ``val``, or taken in the order of a hash where these are fractions. Samples that share a
     value are never separated, so a field that names the place keeps neighbours together. ``val_by`` is another field
     for validation: whole scenes may be held out for test and single chips of the others for validation.
     ``images`` are image keys or sensor names (None: all of the set). Samples without the label, or with one of
@@ -46,19 +44,23 @@ def shards(
     roots = {"train": root, "val": val_root, "test": test_root}
     sets = {name: ShardSet.open(expand(path)) for name, path in roots.items() if path}
     specs = chosen_specs(sets, images, bands)
-    rule = split_rule(
-        split_by, val_by or split_by, **{k: v for k, v in (("val", val), ("test", test)) if k not in sets}
-    )
+    parts = {name: part for name, part in (("test", test), ("val", val)) if name not in sets}
+    check_shares(parts)
+    fields = {"test": split_by, "val": val_by or split_by}
     places: dict[str, list[Place]] = {name: [] for name in SPLITS}
     ignored = 0
     for owner, source in sets.items():
+        cut_by = [fields[name] for name in parts] if owner == "train" else []
         for place, sample in walk(source, specs):
             value = label_value(sample, label, owner)
             if value is None or value in ignore:
                 ignored += 1
             else:
-                split = rule(sample) if owner == "train" else owner
-                places[split].append(Place(sample.key, value, *place))
+                found = {field: str(field_value(sample, field)) for field in cut_by}
+                places[owner].append(Place(sample.key, value, *place, found))
+    totals = {field: len({p.fields[field] for p in places["train"]}) for field in (fields[name] for name in parts)}
+    for name, part in parts.items():  # test first
+        places[name], places["train"] = cut(places["train"], fields[name], part, totals[fields[name]])
     if not any(places.values()):
         raise ValueError(f"no sample of {root} has the label {label!r}; it has {', '.join(sorted(sample.labels))}")
     splits = {name: split_of(sets.get(name, sets["train"]), found, specs) for name, found in places.items()}
@@ -75,6 +77,7 @@ class Place(NamedTuple):
     label: int
     shard: int
     number: int
+    fields: Mapping[str, str]  # by which splits are cut
 
 
 def walk(source: ShardSet, specs: Sequence[ImageSpec]) -> Iterator[tuple[tuple[int, int], Sample]]:
@@ -91,27 +94,30 @@ def split_of(source: ShardSet, places: Sequence[Place], specs: Sequence[ImageSpe
     return Split([p.key for p in places], [p.label for p in places], reader)
 
 
-def split_rule(by: str, val_by: str, *, val: Any = 0.0, test: Any = 0.0) -> Rule:
-    """Sample -> split; ``test`` is decided first. Each is a list of the field's values or a fraction, met by a hash."""
-    shares = {name: part for name, part in (("val", val), ("test", test)) if not isinstance(part, list)}
+def check_shares(parts: Mapping[str, Any]) -> None:
+    """ValueError where ``test`` or ``val`` is neither a list nor a fraction, or fractions leave nothing."""
+    shares = {name: part for name, part in parts.items() if not isinstance(part, list)}
     if not all(isinstance(x, int | float) and 0 <= x < 1 for x in shares.values()) or sum(shares.values()) >= 1:
         given = " and ".join(f"dataset.{name} {part!r}" for name, part in shares.items())
         raise ValueError(f"{given}: give lists of values, or fractions from 0 with a sum below 1")
-    after_test = shares.get("test", 0) if val_by == by else 0  # one hash decides both: they must not overlap
-
-    def rule(sample: Sample) -> str:
-        if belongs(field_value(sample, by), test, 0):
-            return "test"
-        return "val" if belongs(field_value(sample, val_by), val, after_test) else "train"
-
-    return rule
 
 
-def belongs(value: Any, part: list[Any] | float, start: float) -> bool:
-    """Whether ``value`` is listed in ``part``, or its hash, uniform in [0, 1), lies in the share after ``start``."""
+def cut(places: Sequence[Place], field: str, part: list[Any] | float, total: int) -> tuple[list[Place], list[Place]]:
+    """(the places whose ``field`` has one of the chosen values, the others).
+
+    Chosen are the values listed in ``part``, or the share ``part`` of ``total`` (at least one), in the order of a hash.
+    """
+    values = sorted({p.fields[field] for p in places}, key=lambda v: hashlib.sha256(v.encode()).hexdigest())
     if isinstance(part, list):
-        return str(value) in map(str, part)
-    return start <= int(hashlib.sha256(str(value).encode()).hexdigest()[:8], 16) / 2**32 < start + part
+        chosen = set(map(str, part))
+    else:
+        chosen = set(values[: max(1, round(part * total))] if part else [])
+    if values and chosen.issuperset(values):
+        raise ValueError(
+            f"dataset.split_by: {len(values)} values of {field!r} are too few to divide; name a field with more, "
+            "or dataset.split_by=key for single samples"
+        )
+    return [p for p in places if p.fields[field] in chosen], [p for p in places if p.fields[field] not in chosen]
 
 
 def field_value(sample: Sample, by: str) -> Any:

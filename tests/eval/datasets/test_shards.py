@@ -6,7 +6,6 @@ import torch
 
 from dinov2.data.stats import Normalisation, image_stats, merge_stats
 from eval.datasets import build_dataset
-from eval.datasets.shards import split_rule
 
 
 def options(shards, **changes):
@@ -55,11 +54,15 @@ def test_the_split_does_not_depend_on_how_shards_are_cut(tmp_path, shards, tools
     assert build_dataset(options(shards, test=0.3)).split_hash != one.split_hash
 
 
-def test_fractions_are_met(tools):
-    rule = split_rule("key", "key", val=0.1, test=0.3)
-    names = [rule(s) for s in tools.samples(3000)]
-    assert abs(names.count("test") / 3000 - 0.3) < 0.03
-    assert abs(names.count("val") / 3000 - 0.1) < 0.02
+def test_fractions_of_the_values_are_met_and_no_split_is_empty(tmp_path, tools):
+    whole = build_dataset(options(tools.write(tmp_path / "many", tools.samples(96)), split_by="key", test=0.3, val=0.1))
+    assert [len(whole.splits[name]) for name in ("train", "val", "test")] == [57, 10, 29]
+    three = tools.write(tmp_path / "three", tools.samples(12))  # three places of four samples
+    parts = build_dataset(options(three, test=0.1, val=0.1)).splits
+    assert [len(parts[name]) for name in ("train", "val", "test")] == [4, 4, 4]
+    two = tools.write(tmp_path / "two", tools.samples(8))
+    with pytest.raises(ValueError, match=r"1 values of 'meta\.place' are too few to divide.*dataset\.split_by=key"):
+        build_dataset(options(two, test=0.1, val=0.1))
 
 
 def test_own_roots(tmp_path, shards, tools):
