@@ -188,7 +188,7 @@ def target_entropy(features: Tensor, prototypes: Tensor, bias: Tensor, temperatu
 
 
 def _logits(h: Tensor, prototypes: Tensor, temperature: float, bias: Tensor | float = 0.0) -> Tensor:
-    """``[n, K]`` logits minus the largest of each row; the memory is the caller's to overwrite."""
+    """``[..., K]`` logits of ``h`` ``[..., d]`` minus the largest of each row; the memory is the caller's."""
     logits = full_precision(h @ prototypes.T).div_(temperature).add_(bias)
     return logits.sub_(logits.amax(-1, keepdim=True))
 
@@ -200,24 +200,21 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def forward(ctx, student, prototypes, teacher, teacher_prototypes, bias, weights, temperature, teacher_temperature):
         grad_student, grad_prototypes = torch.zeros_like(student), torch.zeros_like(prototypes)
         loss, weights = student.new_zeros(()), weights.to(student.dtype)
-        views, rows, teachers = len(student), _rows_at_a_time(prototypes, len(student)), len(teacher)
+        teachers, rows = len(teacher), _rows_at_a_time(prototypes, max(len(student), len(teacher)))
         for start in range(0, student.shape[1], rows):
             now = slice(start, start + rows)
-            targets = None  # becomes [n, K], rows that sum to the number of teachers
-            for h in teacher[:, now]:
-                p = _logits(h, teacher_prototypes, teacher_temperature, bias).exp_()
-                p.div_(p.sum(-1, keepdim=True))
-                targets = p if targets is None else targets.add_(p)
-            for view in range(views):
-                h = student[view, now]  # [n, d]
-                logits = _logits(h, prototypes, temperature)  # [n, K]
-                agreement = torch.linalg.vecdot(targets, logits)  # [n]
-                mass = logits.exp_().sum(-1)  # [n]
-                loss += (weights[now] * (teachers * mass.log() - agreement)).sum()
-                logits.mul_((teachers / mass)[:, None]).sub_(targets)
-                error = logits.mul_(weights[now, None] / temperature)  # d loss / d (h prototypes^T)
-                grad_student[view, now] = error @ prototypes
-                grad_prototypes.addmm_(error.T, h)  # no K x d numbers besides
+            targets = _logits(teacher[:, now], teacher_prototypes, teacher_temperature, bias).exp_()  # [T, n, K]
+            targets.div_(targets.sum(-1, keepdim=True))
+            targets = targets.sum(0) if teachers > 1 else targets[0]  # [n, K], rows that sum to T
+            h = student[:, now]  # [S, n, d]
+            logits = _logits(h, prototypes, temperature)  # [S, n, K]
+            agreement = torch.stack([torch.linalg.vecdot(targets, view) for view in logits])  # [S, n]
+            mass = logits.exp_().sum(-1)  # [S, n]
+            loss += (weights[now] * (teachers * mass.log() - agreement)).sum()
+            logits.mul_((teachers / mass)[..., None]).sub_(targets)
+            error = logits.mul_(weights[now, None] / temperature)  # d loss / d (h prototypes^T)
+            grad_student[:, now] = error @ prototypes
+            grad_prototypes.addmm_(error.flatten(0, 1).T, h.flatten(0, 1))  # no K x d numbers besides
         ctx.grads = grad_student, grad_prototypes  # let go in the backward: saved tensors would be held beside copies
         return loss
 
