@@ -92,11 +92,12 @@ def full_view(
     found = _named(sample, names, bands)
     channels = select(sample, found, norm)
     finest = max((c.image.shape[-2:] for c in channels), key=lambda shape: shape[0])
+    shape = finest if size is None else (size, size)
     untouched = Augment(flip=False, jitter_probability=0, speckle_looks=0)
-    view = ViewSpec("image", 1, 0, (1, 1), (len(found), len(found)))
+    view = ViewSpec("image", 1, shape[0], (1, 1), (len(found), len(found)))
     planes = [c.cut(WHOLE) for c in channels]
     crop = _draw_crop(channels, planes, view, untouched, generator((0, 0, position), view.name, 0))
-    raw = RawView((crop,), finest if size is None else (size, size), len(found))
+    raw = RawView((crop,), shape, len(found))
     return RawSample(sample.key, position, {view.name: raw}, _labels(sample))
 
 
