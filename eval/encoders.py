@@ -13,57 +13,22 @@ dofa@random                floor: random weights in the released layout; options
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from torch import Tensor
 
 from dinov2.config import fingerprint
-from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
-from dinov2.env import expand
 from dinov2.models import build_encoder
 from dinov2.models.export import load_export, read_export_info
-from dinov2.models.zoo import ZOO, load_encoder
-from dinov2.models.zoo.release import Expects
+from dinov2.models.zoo import ZOO
 from dinov2.sensors import suggest
-from eval.networks import Frozen, PixelStats, Released
+from eval.networks import Frozen, Model, PixelStats
+from eval.released import is_released, options, released, released_name, released_parts
 
 FINAL = "model_final.safetensors"
-
-
-@dataclass(frozen=True)
-class Model:
-    """An encoder under evaluation.
-
-    ``role`` is pretrained or floor; ``digest`` identifies the weights; ``normalisation`` travels with a checkpoint and
-    is None where the dataset's own statistics apply; ``expects`` says what a released encoder takes.
-    """
-
-    name: str
-    role: str
-    digest: str
-    network: Frozen | PixelStats
-    normalisation: Normalisation | None = None
-    expects: Expects | None = None
-
-    def features(self, x: View) -> dict[str, Tensor]:
-        """Pooled features by name, each ``[B, D']``."""
-        return self.network.pooled(x)
-
-    def embed(self, x: View) -> Tensor:
-        """The model's one embedding ``[B, D]``: the class token where it has one."""
-        return next(iter(self.features(x).values()))
-
-    def maps(self, x: View) -> list[Tensor]:
-        """Feature maps, each ``[B, D, h, w]``, shallow to deep."""
-        return self.network.maps(x)
 
 
 def load_model(obj: str, device: torch.device | str = "cpu", seed: int = 0) -> Model:
@@ -77,12 +42,6 @@ def load_model(obj: str, device: torch.device | str = "cpu", seed: int = 0) -> M
     return model
 
 
-def is_released(obj: str) -> bool:
-    """Whether ``obj`` reads NAME@WEIGHTS."""
-    name, at, _ = obj.partition("@")
-    return bool(at) and not {"/", ":"} & set(name)
-
-
 def seeded(obj: str) -> bool:
     """Whether the model is another one for every seed."""
     return obj.startswith("random:") or (is_released(obj) and released_parts(obj)[1] == "random")
@@ -92,8 +51,7 @@ def name_of(obj: str) -> str:
     """A model's short name: the run folder's, for floors ``random:`` and the run or architecture, NAME@FILE's stem."""
     kind, _, rest = obj.partition(":")
     if is_released(obj):
-        name, weights, _ = released_parts(obj)
-        return obj if weights in ("random", "download") else f"{name}@{Path(weights).stem}"
+        return released_name(obj)
     if kind in KINDS:
         return f"{kind}:{name_of(rest)}" if rest and Path(rest).exists() else obj
     path = export_path(obj)
@@ -130,47 +88,6 @@ def trained(obj: str) -> Model:
     return Model(name_of(obj), "pretrained", digest, Frozen(encoder), Normalisation.from_dict(info["normalisation"]))
 
 
-def released_parts(obj: str) -> tuple[str, str, dict[str, Any]]:
-    """NAME@WEIGHTS?key=value -> the name, the weights and the options."""
-    name, _, rest = obj.partition("@")
-    weights, _, query = rest.partition("?")
-    return name, weights, options(query, obj)
-
-
-def released(obj: str, seed: int) -> Model:
-    """``NAME@FILE``, ``NAME@download`` or ``NAME@random``."""
-    name, weights, sizes = released_parts(obj)
-    if weights == "random":
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            encoder = load_encoder(name, "random", **sizes)
-        role, identity = "floor", str(seed)
-    else:
-        path = ZOO[name].fetch() if weights == "download" and name in ZOO else find_weights(weights)
-        encoder = load_encoder(name, path, **sizes)
-        role, identity = "pretrained", hashlib.sha256(path.read_bytes()).hexdigest()
-    expects = expected_by(encoder, ZOO[name].expects, sizes)
-    return Model(name_of(obj), role, fingerprint([name, sizes, identity]), Released(encoder, expects), expects=expects)
-
-
-def expected_by(encoder: Any, released: Expects, sizes: Mapping[str, Any]) -> Expects:
-    """What an encoder at these sizes expects: as released, but for its pixels and number of blocks."""
-    depth = len(encoder.blocks)
-    return replace(
-        released,
-        size=sizes.get("img_size", released.size),
-        patch=encoder.patch_size,
-        layers=released.layers if max(released.layers) < depth else tuple(range(depth)),
-    )
-
-
-def find_weights(weights: str) -> Path:
-    """The file itself, or the one of this name in the folder ``$CDIR``."""
-    path = Path(expand(weights))
-    kept = Path(os.environ.get("CDIR", "")) / path
-    return kept if not path.exists() and kept.exists() else path
-
-
 def random_floor(target: str, seed: int) -> Model:
     """``random:RUN`` or ``random:ARCHITECTURE?key=value&key=value``: the weights depend on ``seed`` alone."""
     if target and Path(target).exists():
@@ -184,14 +101,6 @@ def random_floor(target: str, seed: int) -> Model:
         encoder = build_encoder(**config)
     digest = fingerprint([config, normalisation.to_dict() if normalisation else None, seed])
     return Model(name_of(f"random:{target}"), "floor", digest, Frozen(encoder), normalisation)
-
-
-def options(query: str, target: str) -> dict[str, Any]:
-    """``a=1&b=x`` as a dictionary; numbers and booleans as in YAML."""
-    pairs = [p.partition("=") for p in query.split("&") if p]
-    if any(not value for _, _, value in pairs):
-        raise ValueError(f"model {target!r}: write options as ?key=value&key=value")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 def pixel_floor(rest: str, seed: int) -> Model:

@@ -16,8 +16,8 @@ from dinov2 import distributed
 from dinov2.data.batch import Batch
 from dinov2.data.views import collate, full_view, render
 from eval.datasets import EvalDataset, Split
-from eval.encoders import Model
 from eval.joining import Join, join
+from eval.networks import Model
 
 VIEW = "image"  # the name of a full view in a batch
 

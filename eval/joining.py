@@ -19,7 +19,7 @@ from dinov2.data.stats import Normalisation
 from dinov2.models.zoo.release import Bands, Expects
 from dinov2.sensors import SENSORS, Band, suggest
 from eval.datasets import EvalDataset
-from eval.encoders import Model
+from eval.networks import Model
 
 MISSING = ("error", "drop", "zero")  # what to do about a band that the encoder expects and the dataset lacks
 ZEROS = "zeros"  # in a row's bands: what stands for a band that the dataset lacks

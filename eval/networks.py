@@ -1,13 +1,15 @@
-"""What looks at a standardised view: pixel statistics, a frozen vision transformer, a released encoder."""
+"""What looks at a view: pixel statistics, a frozen vision transformer, a released encoder; and what is known of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dinov2.data.batch import View
+from dinov2.data.stats import Normalisation
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.zoo.release import Expects
 
@@ -79,3 +81,31 @@ class Released(Frozen):
     def maps(self, x: View) -> list[Tensor]:
         """Feature maps ``[B, D', h, w]`` after the released blocks."""
         return list(self.encoder.maps(x, self.expects.layers))
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder under evaluation.
+
+    ``role`` is pretrained or floor; ``digest`` identifies the weights; ``normalisation`` travels with a checkpoint and
+    is None where the dataset's own statistics apply; ``expects`` says what a released encoder takes.
+    """
+
+    name: str
+    role: str
+    digest: str
+    network: Frozen | PixelStats
+    normalisation: Normalisation | None = None
+    expects: Expects | None = None
+
+    def features(self, x: View) -> dict[str, Tensor]:
+        """Pooled features by name, each ``[B, D']``."""
+        return self.network.pooled(x)
+
+    def embed(self, x: View) -> Tensor:
+        """The model's one embedding ``[B, D]``: the class token where it has one."""
+        return next(iter(self.features(x).values()))
+
+    def maps(self, x: View) -> list[Tensor]:
+        """Feature maps, each ``[B, D, h, w]``, shallow to deep."""
+        return self.network.maps(x)

@@ -18,10 +18,9 @@ from torch import Tensor
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
 from eval.datasets import EvalDataset, Split
-from eval.encoders import Model
 from eval.features import VIEW, batches
 from eval.joining import Join, join, physical
-from eval.networks import Frozen
+from eval.networks import Frozen, Model
 
 RGB_NM = (665, 560, 490)  # wavelengths of a true-colour picture
 GAMMA = 0.7  # brightens the dark half, where most of the land lies

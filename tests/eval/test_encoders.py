@@ -132,7 +132,7 @@ def test_a_released_encoder_gives_its_own_embedding_and_maps(name, tmp_path):
     encoder, x = floor.network.encoder, released_view(name)
     torch.save(encoder.state_dict(), tmp_path / "weights.pth")
     model = load_model(f"{name}@{tmp_path}/weights.pth?{TINY[name]}")
-    assert (floor.role, model.role, model.name) == ("floor", "pretrained", f"{name}@weights")
+    assert (floor.role, model.role, model.name) == ("floor", "pretrained", f"{name}@weights?{TINY[name]}")
     assert floor.digest != model.digest
     torch.testing.assert_close(model.embed(x), encoder(x))
     assert list(model.features(x)) == ["cls", "mean", "cls+mean", "cls4", "cls4+mean"]
