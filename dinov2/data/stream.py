@@ -99,7 +99,10 @@ class Stream:
         prefetch: int = 4,
     ) -> None:
         if len(shards) < batch_size:
-            raise ValueError(f"{len(shards)} samples are fewer than the global batch_size of {batch_size}")
+            raise ValueError(
+                f"{len(shards)} samples are fewer than the global batch_size of {batch_size}: lower data.batch_size or "
+                "prepare with a smaller --chip"
+            )
         if LANES % world or batch_size % world:
             raise ValueError(f"{world} ranks must divide {LANES} and batch_size {batch_size}: choose another number")
         if workers > len(shards.counts):

@@ -98,6 +98,7 @@ def test_the_date_of_a_file_is_not_the_date_of_its_image(tmp_path):
         samples(tmp_path, *S2)
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_masks_follow_their_images(tmp_path):
     image, mask = RNG.integers(1, 9, (2, 16, 16)).astype(np.uint16), RNG.integers(0, 3, (1, 16, 16))
     mask[0, 0, 0] = 255

@@ -144,7 +144,7 @@ def test_a_state_of_another_stream_is_refused(shards, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch_size": 30}, "29 samples are fewer than the global batch_size of 30"),
+        ({"batch_size": 30}, "29 samples are fewer than the global batch_size of 30: lower data.batch_size or"),
         ({"batch_size": 10, "world": 5}, "5 ranks must divide 3072"),
         ({"batch_size": 10, "world": 4}, "4 ranks must divide 3072 and batch_size 10"),
     ],
