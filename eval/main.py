@@ -78,7 +78,7 @@ class ListModels(argparse.Action):
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model-obj", "--model_obj", required=True, help="models, folders and globs joined by ';'")
+    p.add_argument("--model-obj", "--model_obj", required=True, help="models, folders, globs, NAME@FILE joined by ';'")
     p.add_argument("--config-obj", "--config_obj", required=True, help="YAML files, folders and globs joined by ';'")
     p.add_argument("--output-dir", "--output_dir", type=Path, help="tables and rows (default: inside the first run)")
     p.add_argument("--list-models", action=ListModels, nargs=0, help="released encoders, their input and cost")

@@ -209,3 +209,11 @@ def test_what_was_received_is_what_the_model_saw():
     assert [r["unit"] for r in received] == ["reflectance"] * 12
     np.testing.assert_allclose([r["mean"] for r in received], x.mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose([r["std"] for r in received], x.transpose(0, 1).flatten(1).std(1), rtol=1e-4)
+
+
+def test_filters_are_generated_once_per_sensor():
+    model, calls = load_model(f"dofa@random?{VIT}&wave_dim=8"), []
+    model.network.encoder.patch_embed.weight_generator.register_forward_hook(lambda *_: calls.append(1))
+    for times, data in enumerate((dataset(optical()), dataset(optical(bands=("B02", "B08")))), 1):
+        extract(model, data, CPU, batch_size=2)  # nine batches
+        assert len(calls) == times

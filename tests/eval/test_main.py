@@ -75,3 +75,22 @@ def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "python eval/main.py --model-obj" in capsys.readouterr().out
+
+
+def test_the_list_of_models_needs_nothing_else(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--list-models"])
+    assert stop.value.code == 0 and "croma_base_joint" in capsys.readouterr().out
+
+
+def test_a_model_that_its_first_dataset_refuses_is_left_out_of_the_pictures(tmp_path, shards, config):
+    radar = tmp_path / "b.yaml"
+    optical = tmp_path / "a.yaml"
+    for file, images in ((optical, ["sentinel2_l2a"]), (radar, ["sentinel1_rtc"])):
+        dataset = {**config["dataset"], "images": images, "size": 16}
+        file.write_text(yaml.safe_dump({"dataset": dataset, "task": config["task"]}))
+    models = "croma_base_sar@random?embed_dim=16&depth=4;pixelstats"
+    assert main(["--model-obj", models, "--config-obj", str(tmp_path), "--output-dir", str(tmp_path / "out")]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert [(r["config"], r["role"]) for r in rows if "croma" in r["model"]] == [("b", "floor")]
+    assert (tmp_path / "out/report.html").is_file()
