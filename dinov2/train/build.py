@@ -131,28 +131,16 @@ def check_terrain(model: DictConfig, shards: ShardSet, images: Sequence[str] | N
             raise ValueError(f"the shards hold {key}: set model.terrain=true, or leave it out with data.images")
 
 
-def build(cfg: DictConfig) -> Parts:
-    """All parts of a run; everything that can be wrong with a configuration is found here."""
-    device = distributed.device()
-    objective = build_objective(cfg).to(device)
-    exact = cfg.train.exact_accumulation
-    if exact and not isinstance(objective, TwoView):
-        raise ValueError(
-            f"train.exact_accumulation: {cfg.objective.name} has no exact form; only {', '.join(ROWS)} have one"
-        )
-    folders = [expand(path) for path in cfg.data.shards]
-    if len(set(folders)) < len(folders):
-        raise ValueError("data.shards names a set twice: " + ", ".join(folders))
-    shards = ShardSet.open(folders)
+def build_stream(cfg: DictConfig, objective: Objective, shards: ShardSet, normalisation: Normalisation) -> Stream:
+    """This rank's batches of the views that ``objective`` asks for."""
     images = image_keys(shards, cfg.data.images)
     check_terrain(cfg.model, shards, images)
-    normalisation = Normalisation.from_stats(shards.stats)
     augment = views.Augment(**config.plain(cfg.augment))
 
     def draw(sample: Sample, key: views.Key) -> views.RawSample:
         return views.draw(sample, objective.views, augment, normalisation, key)
 
-    stream = Stream(
+    return Stream(
         shards,
         draw=draw,
         collate=views.collate,
@@ -165,21 +153,49 @@ def build(cfg: DictConfig) -> Parts:
         images=images,
         max_damage=cfg.data.max_damage,
     )
+
+
+def check_batch(cfg: DictConfig, objective: Objective, stream: Stream) -> str | None:
+    """What to do where few samples meet in a loss; ValueError where they are too few, or cannot meet as asked."""
+    if cfg.train.exact_accumulation and not isinstance(objective, TwoView):
+        raise ValueError(
+            f"train.exact_accumulation: {cfg.objective.name} has no exact form; only {', '.join(ROWS)} have one"
+        )
+    together = cfg.data.batch_size if cfg.train.exact_accumulation else stream.micro_batch * distributed.world()
+    return objective.check_batch(cfg.data.batch_size, together)
+
+
+def build_guard(train: DictConfig) -> QualityGuard | None:
+    """The guard that ``train.guard`` asks for."""
+    if train.guard and not train.evaluate_every:
+        raise ValueError("train.guard judges evaluations: set train.evaluations and train.evaluate_every")
+    return QualityGuard(train.guard, train.guard_drop) if train.guard else None
+
+
+def build(cfg: DictConfig) -> Parts:
+    """All parts of a run; everything that can be wrong with a configuration is found here."""
+    device, train = distributed.device(), cfg.train
+    objective = build_objective(cfg).to(device)
+    folders = [expand(path) for path in cfg.data.shards]
+    if len(set(folders)) < len(folders):
+        raise ValueError("data.shards names a set twice: " + ", ".join(folders))
+    shards = ShardSet.open(folders)
+    normalisation = Normalisation.from_stats(shards.stats)
+    stream = build_stream(cfg, objective, shards, normalisation)
     optim = config.plain(cfg.optim)
     optim["lr"] = scaled_lr(cfg.optim.base_lr, cfg.data.batch_size, cfg.optim.scaling)
-    schedules = Schedules(optim, cfg.train.steps)
-    together = cfg.data.batch_size if exact else stream.micro_batch * distributed.world()
-    remedy = objective.check_batch(cfg.data.batch_size, together)
-    optimizer = build_optimizer(objective, optim)
-    exact = exact and stream.accumulation > 1
-    probe = (
-        OnlineProbe.of(cfg.train.probe, shards, cast(VisionTransformer, objective.encoder).embed_dim, device)
-        if cfg.train.probe
-        else None
+    width = cast(VisionTransformer, objective.encoder).embed_dim
+    return Parts(
+        objective,
+        build_optimizer(objective, optim),
+        Schedules(optim, train.steps),
+        stream,
+        shards,
+        normalisation,
+        device,
+        exact=train.exact_accumulation and stream.accumulation > 1,
+        remedy=check_batch(cfg, objective, stream),
+        probe=OnlineProbe.of(train.probe, shards, width, device) if train.probe else None,
+        guard=build_guard(train),
+        alarm=CollapseAlarm(train.collapse_std, train.collapse_patience, train.steps),
     )
-    guard = QualityGuard(cfg.train.guard, cfg.train.guard_drop) if cfg.train.guard else None
-    if guard and not cfg.train.evaluate_every:
-        raise ValueError("train.guard judges evaluations: set train.evaluations and train.evaluate_every")
-    alarm = CollapseAlarm(cfg.train.collapse_std, cfg.train.collapse_patience, cfg.train.steps)
-    data = (stream, shards, normalisation)
-    return Parts(objective, optimizer, schedules, *data, device, exact, remedy, probe, guard, alarm)
