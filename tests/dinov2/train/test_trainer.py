@@ -232,7 +232,7 @@ import os, signal, sys
 calls = 0
 def fsync(fd, flush=os.fsync):  # the file is written under its temporary name, not yet renamed
     global calls
-    calls += 1
+    calls += os.readlink(f"/proc/self/fd/{fd}").endswith(".partial")  # checkpoints only
     if calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     flush(fd)
