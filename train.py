@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=2 train.py --config-file configs/pretrain/quick_check.yaml [key=value ...]
 
-Runs with or without torchrun. A run folder that holds checkpoints of the same configuration is resumed. A mistake in the
-input is one sentence and exit code 2; under torchrun every rank prints it and torchrun exits with 1.
+Runs with or without torchrun. A run folder that holds checkpoints of the same configuration is resumed. A mistake in
+the input is one sentence and exit code 2; under torchrun every rank prints it and torchrun exits with 1.
 """
 
 from __future__ import annotations

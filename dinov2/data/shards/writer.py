@@ -70,7 +70,7 @@ class ShardWriter:
         row = json.loads(fragment.read_text())
         if row["recipe"] != self.recipe:
             raise ValueError(
-                f"{path} was written with other settings (source, seed, labels, compression, ...): "
+                f"{path} was written with other settings (source files, seed, labels, compression, ...): "
                 "choose another output folder or delete this one"
             )
         files = {path: row["bytes"], path.with_suffix(".idx"): row["sidecar_bytes"]}
