@@ -9,20 +9,39 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.stats import Normalisation, image_stats, merge_stats
 
 SPLITS = ("train", "val", "test")
+KINDS = ("classification", "multilabel", "segmentation", "regression")
+IGNORE = -1  # no label: what every reader makes of its source's ignore and nodata labels (NaN in maps of values)
 STATS_SAMPLES = 2000  # statistics of a dataset come from so many training samples, evenly spaced
 
 
 class Split(torch.utils.data.Dataset):
-    """Samples of one split in a fixed order: ``split[i]`` is a Sample; ``labels`` int64 ``[N]``."""
+    """Samples of one split in a fixed order; ``split[i]`` is a Sample.
 
-    def __init__(self, keys: Sequence[str], labels: Sequence[int], read: Callable[[int], Sample]) -> None:
-        assert len(keys) == len(labels)
-        self.keys, self.labels, self._read = tuple(keys), torch.tensor(labels, dtype=torch.int64), read
+    Its images are ``[C, H, W]``, or ``[T, C, H, W]`` where there are several dates: all image keys of a sample have the
+    same T and a date of ``sample.times`` per step; a pair of images for change is T = 2, before and after.
+
+    A target is one per image, in ``labels``: int64 ``[N]`` classes, bool ``[N, K]`` for several labels at once,
+    float32 ``[N]`` values; or one per pixel (``labels`` is None), read by ``target(i)``: int64 ``[H, W]`` classes or
+    float32 ``[H, W]`` values on the sample's finest grid.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        labels: Sequence[int] | Tensor | None,
+        read: Callable[[int], Sample],
+        target: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
+        assert (labels is None) != (target is None), "one target per image or one per pixel"
+        self.keys, self._read, self._target = tuple(keys), read, target
+        self.labels = labels if labels is None or isinstance(labels, Tensor) else torch.tensor(labels).long()
+        assert self.labels is None or len(self.labels) == len(self.keys)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -32,13 +51,25 @@ class Split(torch.utils.data.Dataset):
         assert sample.key == self.keys[i], f"asked for {self.keys[i]!r}, read {sample.key!r}"
         return sample
 
+    @property
+    def dense(self) -> bool:
+        """Whether there is a target per pixel."""
+        return self.labels is None
+
+    def target(self, i: int) -> np.ndarray:
+        """The map ``[H, W]`` of sample ``i``, read without the pixels of its images."""
+        assert self._target is not None, "the targets of this split are its labels"
+        return self._target(i)
+
 
 @dataclass(frozen=True)
 class EvalDataset:
     """Splits, classes, and which pixels a model is shown.
 
+    ``kind`` is one of ``KINDS``; ``classes`` names the classes or labels (regression: the one value, in ``unit``).
     ``images`` are the image keys stacked as channels, ``bands`` restricts them by name, ``size`` resizes to so many
-    pixels (None: the finest grid). ``data_hash`` identifies the stored bytes, ``ignored`` counts unlabelled samples.
+    pixels (None: the finest grid). ``frames`` is the largest number of dates of a sample, ``pair`` says that two dates
+    are before and after. ``data_hash`` identifies the stored bytes, ``ignored`` counts unlabelled samples.
     """
 
     name: str
@@ -49,8 +80,13 @@ class EvalDataset:
     size: int | None
     data_hash: str
     ignored: int = 0
+    kind: str = "classification"
+    unit: str = ""
+    frames: int = 1
+    pair: bool = False
 
     def __post_init__(self) -> None:
+        assert self.kind in KINDS, self.kind
         owner: dict[str, str] = {}
         for name, split in self.splits.items():
             if not len(split):
@@ -59,12 +95,22 @@ class EvalDataset:
             for key in split.keys:
                 if owner.setdefault(key, name) != name:
                     raise ValueError(f"dataset {self.name}: sample {key!r} is in both {owner[key]} and {name}")
-            low, high = int(split.labels.min()), int(split.labels.max())
+            if split.labels is not None:
+                self.check_labels(name, split.labels)
+
+    def check_labels(self, split: str, labels: Tensor) -> None:
+        """ValueError unless the labels of all images fit the kind and the classes."""
+        if self.kind == "multilabel":
+            assert labels.dtype == torch.bool and labels.shape[1:] == (len(self.classes),), labels.shape
+        elif self.kind == "classification":
+            low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= len(self.classes):
                 raise ValueError(
-                    f"dataset {self.name}: {name} labels run from {low} to {high}, but there are {len(self.classes)} "
-                    "classes; correct dataset.classes or dataset.ignore"
+                    f"dataset {self.name}: {split} labels run from {low} to {high}, but there are "
+                    f"{len(self.classes)} classes; correct dataset.classes or dataset.ignore"
                 )
+        else:
+            assert self.kind == "regression" and labels.is_floating_point() and labels.isfinite().all()
 
     @property
     def images(self) -> list[str]:
@@ -81,9 +127,10 @@ class EvalDataset:
     @cached_property
     def split_hash(self) -> str:
         """Twelve hex digits of which sample is in which split under which label."""
-        lines = [
-            f"{n}\t{k}\t{y}" for n, s in self.splits.items() for k, y in zip(s.keys, s.labels.tolist(), strict=True)
-        ]
+        lines = []
+        for name, split in self.splits.items():
+            labels = [None] * len(split) if split.labels is None else split.labels.tolist()  # maps: see data_hash
+            lines += [f"{name}\t{key}\t{label}" for key, label in zip(split.keys, labels, strict=True)]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
     @cached_property
