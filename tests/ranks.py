@@ -24,6 +24,7 @@ def _rank(
     torch.set_num_threads(1)
     patience = datetime.timedelta(seconds=timeout)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=patience)
+    dist.barrier()  # gloo fails in a rank that still connects when a quick one has already gone
     torch.save(fn(*args), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
