@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.golden import adapters_decoders, adapters_losses, adapters_metrics, adapters_models, adapters_zoo
+from tests.golden import (
+    adapters_decoders,
+    adapters_losses,
+    adapters_metrics,
+    adapters_models,
+    adapters_series,
+    adapters_zoo,
+)
 from tests.golden.harness import Adapter, Fixture, compare, load_fixture
 
 ADAPTERS: dict[tuple[str, str], Adapter] = {
@@ -16,6 +23,7 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {
     **adapters_decoders.ADAPTERS,
     **adapters_metrics.ADAPTERS,
     **adapters_zoo.ADAPTERS,
+    **adapters_series.ADAPTERS,
 }
 
 # Kinds whose code is not written yet. Remove a line when its adapter arrives.
@@ -24,10 +32,7 @@ LATER = {
     ("encoders", "phileo_geoaware_unet"),
     ("encoders", "phileo_vit"),
     ("encoders", "prithvi_necks"),
-    ("encoders", "tessera_btfm"),
-    ("encoders", "tessera_v1_1"),
     ("layouts", "phileo_geoaware_unet"),
-    ("layouts", "tessera_btfm"),
 }
 
 FOLDER = os.environ.get("EOSSL_GOLDEN", "")
