@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -133,6 +134,7 @@ class Stream:
             batch_size=None,
             sampler=self.positions(start_step),  # type: ignore[arg-type]
             collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_parent,
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             multiprocessing_context="fork" if self.workers else None,
@@ -174,6 +176,12 @@ class Stream:
             if (shard, index) not in self._logged:
                 self._logged.add((shard, index))
                 log.warning("damaged sample replaced: %s", sentence)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A scheduler signals every process of a job, and the run needs its batches until it has saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(loaded: Any) -> Any:
