@@ -19,6 +19,7 @@ sys.path[0] = str(ROOT)
 from omegaconf import OmegaConf  # noqa: E402
 
 from dinov2 import cli, distributed, env  # noqa: E402
+from dinov2.train.interrupt import Interrupted  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,8 +33,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> None:
-    """Entry point."""
+def main(argv: list[str]) -> int:
+    """Entry point; 128 + its number where a signal stopped the run, as a shell has it."""
+    try:
+        pretrain(argv)
+    except Interrupted as stop:
+        distributed.say(str(stop))
+        return 128 + stop.signal
+    return 0
+
+
+def pretrain(argv: list[str]) -> None:
+    """Everything that the command line asks for; see :func:`dinov2.train.trainer.train`."""
     args = parser().parse_args(argv)
     env.load()
     from dinov2.train import schema  # after env.load: configs may name environment variables

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -18,6 +21,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)
+BROKEN = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|timed? ?out", re.IGNORECASE)  # of a collective
+ROLL_CALL = 3.0  # seconds in which ranks that still live answer after a collective has failed
 
 
 def device() -> torch.device:
@@ -30,13 +35,28 @@ def device() -> torch.device:
 def init(timeout: datetime.timedelta = TIMEOUT) -> None:
     """Join the process group that torchrun (or a launcher that sets the same variables) describes.
 
-    ``timeout`` is how long a rank waits for the others in a collective.
+    ``timeout`` is how long a rank waits for the others in a collective. A port in use and ranks without a GPU of their
+    own raise ValueError.
     """
     if dist.is_initialized() or "RANK" not in os.environ:
         return
-    if device().type == "cuda":
+    cuda = device().type == "cuda"
+    if cuda and (device().index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"rank {os.environ['RANK']} has no GPU: this node has {torch.cuda.device_count()}; "
+            "start at most as many processes on a node"
+        )
+    if cuda:
         torch.cuda.set_device(device())
-    dist.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=timeout)
+    try:  # gloo beside nccl: numbers that only the CPU needs do not wait for the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ValueError(
+            f"port {os.environ['MASTER_PORT']} is in use on {os.environ['MASTER_ADDR']}: "
+            "set MASTER_PORT (torchrun: --master-port) to another"
+        ) from error
 
 
 def teardown() -> None:
@@ -61,6 +81,65 @@ def barrier() -> None:
         dist.barrier()
 
 
+_waited = 0.0  # seconds
+
+
+def waited() -> float:
+    """Seconds this rank has spent in collectives, that is mostly waiting for others: the slowest rank has the least.
+
+    Of collectives on a GPU only their start counts; :func:`largest`, once per step, is on the CPU and waits.
+    """
+    return _waited
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Its body counts in :func:`waited`."""
+    global _waited
+    begin = time.perf_counter()
+    yield
+    _waited += time.perf_counter() - begin
+
+
+def _all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """All-reduce in place."""
+    with _waiting():
+        dist.all_reduce(x, op)
+    return x
+
+
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers, by way of the CPU."""
+    return number if world() == 1 else int(_all_reduce(torch.tensor(number), dist.ReduceOp.MAX))
+
+
+@contextmanager
+def at_step(step: int) -> Iterator[None]:
+    """Collectives inside belong to ``step``: where one fails, ConnectionError names rank, step and silent ranks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not BROKEN.search(str(error)):
+            raise
+        raise ConnectionError(
+            f"rank {rank()}, step {step}: {_silent_ranks(step)} did not answer ({str(error).splitlines()[0]}); "
+            "the last checkpoint is good, the same command continues"
+        ) from error
+
+
+def _silent_ranks(step: int) -> str:
+    """Who does not answer a roll call over the store that the ranks met at."""
+    store = dist.distributed_c10d._get_default_store()  # it has no public name after init_process_group
+    answers = [f"alive/{step}/{r}" for r in range(world())]
+    try:
+        store.set(answers[rank()], "1")
+        time.sleep(ROLL_CALL)
+        silent = [str(r) for r, answer in enumerate(answers) if not store.check([answer])]
+    except RuntimeError:  # rank 0 keeps the store
+        silent = ["0"]
+    return "a rank" if not silent else f"rank {', '.join(silent)}"
+
+
 class _Gather(torch.autograd.Function):
     """All-gather along dim 0; backward sums every rank's gradient of this rank's rows."""
 
@@ -68,13 +147,13 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.rows = x.shape[0]
         out = [torch.empty_like(x) for _ in range(world())]
-        dist.all_gather(out, x.contiguous())
+        with _waiting():
+            dist.all_gather(out, x.contiguous())
         return torch.cat(out)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
+        grad = _all_reduce(grad.contiguous())
         return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
@@ -83,15 +162,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
+        return _all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
+        return _all_reduce(grad.clone())
 
 
 def gather(x: Tensor) -> Tensor:
@@ -121,11 +196,18 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     assert not missing, f"{len(missing)} trainable parameters received no gradient (first: number {missing[0]})"
     if world() == 1:
         return
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
-    dist.all_reduce(flat)
+    flat = _all_reduce(torch.cat([p.grad.reshape(-1) for p in parameters]))  # type: ignore[union-attr]
     flat /= world()
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad.copy_(g.view_as(p))  # type: ignore[union-attr]
+
+
+def everywhere(value: T) -> list[T]:
+    """Every rank's ``value`` (anything that can be pickled), in rank order."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def from_first(value: T) -> T:
@@ -145,8 +227,5 @@ def say(text: str) -> None:
 
 def differing_ranks(text: str) -> list[int]:
     """The ranks whose ``text`` is not that of rank 0 (configs and package versions are compared at start)."""
-    if world() == 1:
-        return []
-    texts: list[str] = [""] * world()
-    dist.all_gather_object(texts, text)
+    texts = everywhere(text)
     return [r for r, other in enumerate(texts) if other != texts[0]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,14 @@ from dinov2.objectives.base import Now
 from dinov2.train import checkpoint, schema
 from dinov2.train.accumulate import loss_of_all, mean_of_losses
 from dinov2.train.build import Parts, build
+from dinov2.train.interrupt import Interrupted, Interrupts
 from dinov2.train.log import Log, environment
 from dinov2.train.monitor import Monitor, Step, Waiting
 from dinov2.train.optim import clip_gradients, set_rates
 from dinov2.train.precision import Precision
 
 Evaluate = Callable[[Path, int], dict[str, float]]
+VISIBLE_WITHIN = 10.0  # seconds: network file systems show a new file late
 
 
 def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precision, clip: float) -> Step:
@@ -72,7 +76,8 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     """Pretrain into ``folder``, resuming from its newest checkpoint; returns the exported encoder's path.
 
     ``evaluate(export, step)`` is called every ``train.evaluate_every`` steps on rank 0; ``stop_at`` ends the run early
-    without changing any schedule (as a kill would).
+    without changing any schedule (as a kill would). A signal to stop saves and raises Interrupted; ranks that do not
+    answer raise ConnectionError.
     """
     parts = build(cfg)
     assert evaluate or not parts.guard, "train.guard judges evaluations, and there is nothing to make them"
@@ -86,22 +91,24 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     batches = Waiting(parts.stream.batches(first))
     log = Log(folder, cfg.train.steps, first, cfg.train.track)
     monitor = Monitor(cfg, parts, batches, log, last)
-    try:
+    with contextlib.closing(log), Interrupts() as interrupts:
         if evaluate and parts.guard and parts.guard.start is None:
             log.write(first, evaluate_now(evaluate, cfg, folder, parts, first))
         for at in range(first, last):
-            seed_step(cfg.train.seed, at)
-            now = parts.schedules.now(at)
-            taken = step(parts, batches, now, precision, cfg.optim.clip)
-            done = at + 1
-            monitor.look(done, taken, now)
-            if done % cfg.train.save_every == 0 or done == last:
-                checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
+            with distributed.at_step(at):
+                seed_step(cfg.train.seed, at)
+                now = parts.schedules.now(at)
+                taken = step(parts, batches, now, precision, cfg.optim.clip)
+                done = at + 1
+                monitor.look(done, taken, now)
+                stop = interrupts.agreed() if done < last else 0
+                if done % cfg.train.save_every == 0 or done == last or stop:
+                    checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
+            if stop:
+                raise Interrupted(done, stop)
             if evaluate and cfg.train.evaluate_every and done % cfg.train.evaluate_every == 0:
                 log.write(done, evaluate_now(evaluate, cfg, folder, parts, done))
                 monitor.restart()
-    finally:
-        log.close()
     return export(cfg, final, parts, last)
 
 
@@ -138,6 +145,7 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
     if distributed.rank() == 0:
         prepare(cfg, folder)
     distributed.barrier()
+    check_shared(folder)
     path = checkpoint.latest(folder)
     if path is None:
         return 0
@@ -165,6 +173,19 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
             )
     write_atomic(written, OmegaConf.to_yaml(cfg))
     write_atomic(folder / "environment.txt", environment())
+
+
+def check_shared(folder: Path) -> None:
+    """ValueError on every rank where some do not see what rank 0 has just written."""
+    patience = time.monotonic() + VISIBLE_WITHIN
+    while not (seen := (folder / "config.yaml").exists()) and time.monotonic() < patience:
+        time.sleep(0.1)
+    blind = [str(rank) for rank, sees in enumerate(distributed.everywhere(seen)) if not sees]
+    if blind:
+        raise ValueError(
+            f"rank {', '.join(blind)} does not see {folder.absolute()}, which rank 0 made: "
+            "choose an --output-dir on a file system that all nodes share"
+        )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
