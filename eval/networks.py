@@ -1,8 +1,9 @@
-"""What looks at a view: pixel statistics, a frozen vision transformer, a released encoder; and what is known of it."""
+"""What looks at a view: pixel statistics, a vision transformer, a released encoder; and what is known of a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,34 +11,55 @@ from torch import Tensor, nn
 
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
+from dinov2.models.patch import fixed_bands
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.zoo.release import Expects
+from dinov2.sensors import suggest
 
 LAST_BLOCKS = 4  # the linear grid pools up to so many (DINOv2)
+TRAINED = ("frozen", "finetune", "patch_embed")  # what of an encoder is trained with a decoder
 
 
-class PixelStats(nn.Module):
-    """Mean and standard deviation per band of the standardised image: what needs no network at all."""
+class Network(nn.Module):
+    """What looks at a view. ``native``: the side of the images it was made for in pixels, None: any.
+
+    ``pyramid``: each of its maps is half as large as the one before; else all are of one size.
+    """
+
+    native: int | None = None
+    pyramid = False
+
+    def pooled(self, x: View) -> dict[str, Tensor]:
+        """Features ``[B, D]`` by the name of their pooling; the model's own embedding comes first."""
+        raise NotImplementedError
+
+    def maps(self, x: View) -> list[Tensor]:
+        """Feature maps ``[B, D, h, w]``, shallow to deep."""
+        raise NotImplementedError
+
+
+class PixelStats(Network):
+    """Mean and standard deviation per band of the standardised image, and its pixels: what needs no network at all."""
 
     def pooled(self, x: View) -> dict[str, Tensor]:
         """``{"pixels": [B, 2C]}``; hidden channels stay 0."""
-        shown = ~x["spec_masks"] if "spec_masks" in x else torch.ones_like(x["chn_ids"], dtype=torch.bool)
-        std, mean = torch.std_mean(x["imgs"].flatten(2), dim=2, correction=0)  # [B, C]
-        return {"pixels": torch.cat([mean * shown, std * shown], 1)}
+        std, mean = torch.std_mean(self.maps(x)[0].flatten(2), dim=2, correction=0)  # [B, C]
+        return {"pixels": torch.cat([mean, std], 1)}
 
     def maps(self, x: View) -> list[Tensor]:
-        """Pixel statistics have no feature map."""
-        raise ValueError("pixelstats has no feature maps; evaluate it with knn or linear")
+        """The pixels themselves ``[B, C, H, W]``."""
+        return [fixed_bands(x, x["imgs"].shape[1])]
 
 
-class Frozen(nn.Module):
-    """A vision transformer that is only looked at."""
+class Transformer(Network):
+    """A vision transformer."""
 
     encoder: Any
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder = encoder
+        self.native = getattr(encoder, "config", {}).get("img_size")
 
     @property
     def depth(self) -> int:
@@ -67,12 +89,12 @@ class Frozen(nn.Module):
         return list(self.encoder.get_intermediate_layers(x, n=at, reshape=True))
 
 
-class Released(Frozen):
+class Released(Transformer):
     """A released encoder: its published embedding, and maps of the blocks that its ``expects`` names."""
 
     def __init__(self, encoder: nn.Module, expects: Expects) -> None:
         super().__init__(encoder)
-        self.expects = expects
+        self.expects, self.native = expects, expects.size
 
     def embedding(self, x: View, cls: Tensor) -> Tensor:
         """See the base class; a second pass where the published embedding is more than the class token."""
@@ -83,20 +105,47 @@ class Released(Frozen):
         return list(self.encoder.maps(x, self.expects.layers))
 
 
+class ForData(Network):
+    """A network yet to be made for the data at hand: ``make(view)``, a view of training images."""
+
+    def __init__(self, make: Callable[[View], Network]) -> None:
+        super().__init__()
+        self.make = make
+
+
 @dataclass(frozen=True)
 class Model:
     """An encoder under evaluation.
 
-    ``role`` is pretrained or floor; ``digest`` identifies the weights; ``normalisation`` travels with a checkpoint and
-    is None where the dataset's own statistics apply; ``expects`` says what a released encoder takes.
+    ``role`` is pretrained, floor, or baseline (trained from scratch); ``digest`` identifies the weights;
+    ``normalisation`` travels with a checkpoint and is None where the dataset's own statistics apply; ``expects`` says
+    what a released encoder takes. ``network`` is in evaluation mode and no parameter requires a gradient, until
+    :meth:`unfreeze`.
     """
 
     name: str
     role: str
     digest: str
-    network: Frozen | PixelStats
+    network: Network
     normalisation: Normalisation | None = None
     expects: Expects | None = None
+
+    def __post_init__(self) -> None:
+        self.network.eval().requires_grad_(False)
+
+    @property
+    def frames(self) -> int:
+        """How many dates of a series it takes at once, as images ``[B, C, T, H, W]``."""
+        return self.expects.frames if self.expects else 1
+
+    def fitted(self, x: View) -> Model:
+        """This model made for the data of a view of training images, where it depends on them; else itself.
+
+        The baselines need to know the number of bands, random features may be drawn from the images.
+        """
+        if not isinstance(self.network, ForData):
+            return self
+        return replace(self, network=self.network.make(x).to(x["imgs"].device))
 
     def features(self, x: View) -> dict[str, Tensor]:
         """Pooled features by name, each ``[B, D']``."""
@@ -107,5 +156,28 @@ class Model:
         return next(iter(self.features(x).values()))
 
     def maps(self, x: View) -> list[Tensor]:
-        """Feature maps, each ``[B, D, h, w]``, shallow to deep."""
+        """Feature maps, each ``[B, D, h, w]``, shallow to deep; with a graph where parameters require gradients."""
         return self.network.maps(x)
+
+    @torch.no_grad()
+    def widths(self, x: View) -> list[int]:
+        """Channels of each map, found by a pass over the first image of a view."""
+        assert not self.network.training, "batch statistics would change"
+        return [m.shape[1] for m in self.maps({k: v[:1] for k, v in x.items()})]
+
+    def unfreeze(self, what: str) -> list[nn.Parameter]:
+        """The parameters to train with a decoder, after this the only ones that require gradients.
+
+        ``what`` is one of ``TRAINED``: nothing, all (in training mode), or the patch embedding alone. They change in
+        place: train a deep copy where the model is still needed. ValueError where there is nothing to train.
+        """
+        if what not in TRAINED:
+            raise ValueError(f"task.train is {what!r}{suggest(what, TRAINED)} Known: {', '.join(TRAINED)}")
+        every = dict(self.network.named_parameters())
+        names = [n for n in every if what == "finetune" or (what == "patch_embed" and "patch_embed" in n.split("."))]
+        if what != "frozen" and not names:
+            raise ValueError(f"model {self.name} has nothing to train as {what!r}; set task.train=frozen")
+        self.network.train(what == "finetune").requires_grad_(False)
+        for name in names:
+            every[name].requires_grad_(True)
+        return [every[name] for name in names]

@@ -20,7 +20,7 @@ from dinov2.data.stats import Normalisation
 from eval.datasets import EvalDataset, Split
 from eval.features import VIEW, batches
 from eval.joining import Join, join, physical
-from eval.networks import Frozen, Model
+from eval.networks import Model, Transformer
 
 RGB_NM = (665, 560, 490)  # wavelengths of a true-colour picture
 GAMMA = 0.7  # brightens the dark half, where most of the land lies
@@ -118,7 +118,7 @@ def patch_gallery(
         return batch.views[VIEW]
 
     for model in models:
-        if not isinstance(model.network, Frozen):
+        if not isinstance(model.network, Transformer):
             continue
         if not columns:
             pictures = true_colour(seen(plain), dataset.band_names, plain.norm)

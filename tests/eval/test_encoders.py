@@ -76,8 +76,8 @@ def test_pixel_statistics_by_hand():
     zero = torch.zeros(3)
     expected = torch.stack([shown.mean(1), zero, shown.std(1, correction=0), zero], 1)
     torch.testing.assert_close(model.embed(x), expected)
-    with pytest.raises(ValueError, match="no feature maps"):
-        model.maps(x)
+    hidden = x["imgs"] * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    assert [torch.equal(m, hidden) for m in model.maps(x)] == [True]
 
 
 def test_lists_folders_and_globs(tmp_path, shards, tools, monkeypatch):

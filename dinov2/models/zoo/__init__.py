@@ -73,6 +73,12 @@ def fits(name: str, content: Any) -> bool:
     return released_shapes(name) == {k: v.shape for k, v in ZOO[name].convert(content)[0].items()}
 
 
+def candidates(content: Any) -> list[str]:
+    """The models at their released sizes whose file these tensors could be: one, or several parts of one file."""
+    flat = dict(flatten(content))
+    return [name for name in ZOO if ZOO[name].marks(flat) and fits(name, content)]
+
+
 def describe(weights: Weights) -> str:
     """Where weights come from, for messages."""
     if weights is None:

@@ -1,0 +1,55 @@
+"""Models out of files: an exported encoder, a checkpoint of a run, a file of the zoo's models found by its keys."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from dinov2.data.stats import Normalisation
+from dinov2.models.export import load_export
+from dinov2.models.state import read_weights
+from dinov2.models.zoo import candidates
+from dinov2.train import checkpoint
+from dinov2.train.build import build_objective
+from eval.networks import Model, Transformer
+from eval.released import released
+
+OURS = {"objective", "config", "normalisation"}  # among what a checkpoint of ours holds
+
+
+def load_file(path: Path, name: str) -> Model:
+    """The model in a file, called ``name``; a file that is none of these raises ValueError."""
+    if path.suffix == ".safetensors":
+        encoder, info = load_export(path)
+        normalisation = info["normalisation"]
+    else:
+        content = read_weights(path)
+        if not (isinstance(content, Mapping) and content.keys() >= OURS):
+            return replace(recognised(path, content), name=name)
+        encoder, normalisation = from_checkpoint(path, content), content["normalisation"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return Model(name, "pretrained", digest, Transformer(encoder), Normalisation.from_dict(normalisation))
+
+
+def from_checkpoint(path: Path, content: Mapping[str, Any]) -> nn.Module:
+    """The encoder that the run would export after this checkpoint: the EMA teacher where there is one."""
+    with torch.random.fork_rng():
+        objective = build_objective(OmegaConf.create(content["config"]))
+    checkpoint.restore(objective, content["objective"], path)
+    return objective.export()
+
+
+def recognised(path: Path, content: Any) -> Model:
+    """The one model of the zoo whose names and shapes the tensors have."""
+    names = candidates(content)
+    if len(names) != 1:
+        which = f"could be {' or '.join(names)}" if names else "has the keys and sizes of no released encoder"
+        raise ValueError(f"{path} {which}: say which it is as NAME@{path} (sizes as ?key=value)")
+    return released(f"{names[0]}@{path}", seed=0)
