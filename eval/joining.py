@@ -1,27 +1,29 @@
 """Which bands of a dataset reach a model, in which order, unit and size, and how they are normalised.
 
 A released encoder says what it expects (``dinov2.models.zoo.release.Expects``); all else takes the dataset's bands in
-their order. Bands are joined by name within a sensor, by wavelength or polarisation between sensors.
+their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from rich.table import Column, Table
 from torch import Tensor
 
 from dinov2.data.batch import View
-from dinov2.data.sample import ImageSpec
 from dinov2.data.stats import Normalisation
-from dinov2.models.zoo.release import Bands, Expects
-from dinov2.sensors import SENSORS, Band, suggest
+from dinov2.models.zoo.release import Expects
+from dinov2.sensors import suggest
+from eval.bands import Channel, available, by_wavelength, check_missing, check_unique, stand_ins
 from eval.datasets import EvalDataset
 from eval.networks import Model
 
 MISSING = ("error", "drop", "zero")  # what to do about a band that the encoder expects and the dataset lacks
+SIZING = ("resize", "tile", "interpolate")  # how images of another size than the encoder's are treated
 ZEROS = "zeros"  # in a row's bands: what stands for a band that the dataset lacks
 LIMIT = 20.0  # a normalised band's mean and deviation stay far below, unless its unit or statistics are wrong
 SCALINGS: Mapping[str, Callable[[Tensor], Tensor]] = {  # of standardised pixels
@@ -32,29 +34,14 @@ SCALINGS: Mapping[str, Callable[[Tensor], Tensor]] = {  # of standardised pixels
 
 
 @dataclass(frozen=True)
-class Channel:
-    """A band of the dataset."""
-
-    spec: ImageSpec
-    name: str
-
-    @property
-    def band(self) -> Band:
-        """Its wavelength or polarisation."""
-        return SENSORS[self.spec.sensor].band(self.name)
-
-    def __str__(self) -> str:
-        return f"{self.spec.sensor}/{self.name}"
-
-
-@dataclass(frozen=True)
 class Join:
     """How samples of a dataset become the input of a model.
 
     ``images``, ``bands`` and ``size`` choose the pixels, as :func:`dinov2.data.views.full_view` takes them; ``norm``
     standardises them, ``scaling`` (a key of ``SCALINGS``) comes after; ``words`` tell where the statistics are from.
     ``channels`` are what the model receives in its order, None where it receives zeros; ``expected`` the names that it
-    has for them.
+    has for them. ``window`` is the side of the tiles that the model is shown one by one, None: whole images; ``sizing``
+    tells what becomes of the size.
     """
 
     images: list[str]
@@ -65,6 +52,8 @@ class Join:
     channels: tuple[Channel | None, ...]
     expected: tuple[str, ...]
     scaling: str = "standardise"
+    window: int | None = None
+    sizing: str = "as it is"
 
     def view(self, view: View) -> View:
         """A standardised view as the model takes it: scaled, with zeros (and masked) where the dataset lacks a band."""
@@ -101,30 +90,31 @@ class Join:
         return rows
 
 
-def join(model: Model, dataset: EvalDataset, missing: str = "error") -> Join:
+def join(model: Model, dataset: EvalDataset, missing: str = "error", sizing: str | None = None) -> Join:
     """How ``dataset`` becomes the input of ``model``.
 
-    ``missing``: what to do about a band that the model expects and the dataset lacks, one of ``MISSING``. The size is
-    the dataset's where its config gives one, else the one the encoder was released for. ValueError names a band that
-    the dataset lacks, that the model cannot take, or whose unit does not fit.
+    ``missing``: what to do about a band that the model expects and the dataset lacks, one of ``MISSING``; a model that
+    tells bands apart by wavelength goes without those that have none under ``drop``. ``sizing``: one of ``SIZING``, see
+    :func:`sized`. ValueError names a band that the dataset lacks, that the model cannot take, or whose unit does not
+    fit.
     """
     if missing not in MISSING:
         raise ValueError(f"model.missing is {missing!r}{suggest(missing, MISSING)} Known: {', '.join(MISSING)}")
+    joined = join_bands(model, dataset, missing)
+    return replace(joined, **sized(model, dataset, sizing))
+
+
+def join_bands(model: Model, dataset: EvalDataset, missing: str) -> Join:
+    """:func:`join` at the dataset's own size."""
     channels = available(dataset)
-    names = tuple(map(str, channels))
+    names, size = tuple(map(str, channels)), dataset.size
     if model.expects is None:
         norm, words = joined_normalisation(model, dataset)
-        return Join(dataset.images, dataset.bands, dataset.size, norm, words, channels, names)
-    size = dataset.size or model.expects.size
+        return Join(dataset.images, dataset.bands, size, norm, words, channels, names)
     if not model.expects.bands:
-        strange = next((c for c in channels if c.band.surface), None)
-        if strange:
-            raise ValueError(
-                f"model {model.name} tells bands apart by wavelength or polarisation and cannot take {strange}; leave "
-                "it out by dataset.images or dataset.bands"
-            )
+        images, bands, channels = by_wavelength(model, dataset, channels, missing)
         words = "standardise (dataset)"
-        return Join(dataset.images, dataset.bands, size, dataset.normalisation(), words, channels, names)
+        return Join(images, bands, size, dataset.normalisation(), words, channels, tuple(map(str, channels)))
     found = tuple(c for bands in model.expects.bands for c in stand_ins(bands, channels))
     expected = tuple(f"{bands.sensor}/{name}" for bands in model.expects.bands for name in bands.names)
     check_missing(model, dataset, [e for e, c in zip(expected, found, strict=True) if c is None], expected, missing)
@@ -135,76 +125,32 @@ def join(model: Model, dataset: EvalDataset, missing: str = "error") -> Join:
     return Join(images, tuple(c.name for c in used), size, norm, words, found, expected, model.expects.scaling)
 
 
+def sized(model: Model, dataset: EvalDataset, sizing: str | None) -> dict[str, Any]:
+    """``size``, ``window`` and ``sizing`` of a join.
+
+    ``resize``: images become as large as the encoder was made for; ``tile``: the encoder sees windows of that size;
+    ``interpolate``: it sees the image as it is, its positions are resized. By default released encoders resize and all
+    others interpolate. ``dataset.size`` is the size of images before tiles are cut, and overrides that of ``resize``.
+    """
+    how = sizing or ("resize" if model.expects else "interpolate")
+    if how not in SIZING:
+        raise ValueError(f"model.size is {how!r}{suggest(how, SIZING)} Known: {', '.join(SIZING)}")
+    if how == "interpolate":
+        return {"size": dataset.size, "window": None, "sizing": "positions interpolated"}
+    if model.native is None:
+        raise ValueError(f"model {model.name} was made for no size: model.size={how} cannot be, take interpolate")
+    if how == "tile":
+        return {"size": dataset.size, "window": model.native, "sizing": f"tiles of {model.native}"}
+    size = dataset.size or model.native
+    return {"size": size, "window": None, "sizing": f"resized to {size}"}
+
+
 def physical(dataset: EvalDataset) -> Join:
     """The dataset's bands in their units, as no model takes them: for pictures."""
     channels = available(dataset)
     table = {s.sensor: {c.name: (0.0, 1.0) for c in channels if c.spec.sensor == s.sensor} for s in dataset.specs}
     norm = Normalisation(table, {s.sensor: s.model_unit for s in dataset.specs})
     return Join(dataset.images, dataset.bands, dataset.size, norm, "none", channels, tuple(map(str, channels)))
-
-
-def available(dataset: EvalDataset) -> tuple[Channel, ...]:
-    """The dataset's channels in its order."""
-    every = [Channel(spec, band) for spec in dataset.specs for band in spec.bands]
-    wanted = dataset.bands
-    return tuple(every if wanted is None else (c for name in wanted for c in every if c.name == name))
-
-
-def stand_ins(expected: Bands, channels: Sequence[Channel]) -> list[Channel | None]:
-    """A channel (None: there is none) for every expected band, all of one sensor: the expected one, else the best."""
-    sensors: dict[str, list[Channel]] = {}
-    for channel in channels:
-        sensors.setdefault(channel.spec.sensor, []).append(channel)
-    if expected.sensor in sensors:
-        named = {c.name: c for c in reversed(sensors[expected.sensor])}
-        return [named.get(name) for name in expected.names]
-    bands = SENSORS[expected.sensor].select(expected.names).bands
-    tried = [[stand_in(band, theirs) for band in bands] for theirs in sensors.values()]
-    return max(tried, key=lambda found: len(found) - found.count(None))
-
-
-def stand_in(wanted: Band, channels: Sequence[Channel]) -> Channel | None:
-    """Another sensor's channel that sees what ``wanted`` sees, the nearest in wavelength.
-
-    Optical: each band's centre lies within the other's width, or the names agree and the responses overlap. Radar: the
-    same polarisation, and orbit where one is wanted.
-    """
-    if wanted.is_sar:
-        same = (c for c in channels if c.band.polarisation == wanted.polarisation)
-        return next((c for c in same if wanted.orbit in (None, c.band.orbit)), None)
-    near = []
-    for channel in channels:
-        theirs = channel.band
-        if wanted.centre_nm and wanted.fwhm_nm and theirs.centre_nm and theirs.fwhm_nm:
-            distance, widths = abs(wanted.centre_nm - theirs.centre_nm), (wanted.fwhm_nm, theirs.fwhm_nm)
-            if distance <= (sum(widths) if theirs.name == wanted.name else min(widths)) / 2:
-                near.append((distance, channel))
-    return min(near, key=lambda pair: pair[0])[1] if near else None
-
-
-def check_missing(
-    model: Model, dataset: EvalDataset, lacking: Sequence[str], expected: Sequence[str], missing: str
-) -> None:
-    """ValueError unless the encoder may go without the ``lacking`` bands."""
-    if not lacking or (missing == "zero" and len(lacking) < len(expected)):
-        return
-    advice = "evaluate the model on data that has them"
-    if missing == "drop":
-        advice = "its weights are for fixed bands, so that none can be dropped; model.missing=zero gives zeros instead"
-    elif len(lacking) < len(expected):
-        advice += ", or set model.missing=zero to give zeros instead"
-    has = ", ".join(dataset.band_names[:15]) + (" ..." if len(dataset.band_names) > 15 else "")
-    raise ValueError(
-        f"dataset {dataset.name} lacks {', '.join(lacking)} for model {model.name} (it has {has}): {advice}"
-    )
-
-
-def check_unique(used: Sequence[Channel], channels: Sequence[Channel], dataset: EvalDataset) -> None:
-    """ValueError where a used name occurs twice in the images: pixels are chosen by band name."""
-    names = [c.name for c in channels]
-    twice = next((c for c in used if names.count(c.name) > 1), None)
-    if twice:
-        raise ValueError(f"dataset {dataset.name} holds {twice} in several images; name one of them in dataset.images")
 
 
 def expected_normalisation(
@@ -243,3 +189,13 @@ def joined_normalisation(model: Model, dataset: EvalDataset) -> tuple[Normalisat
         return own, "dataset"
     word = "dataset" if len(unseen) == len(sensors) else f"checkpoint; dataset for {', '.join(unseen)}"
     return model.normalisation.updated(own), word
+
+
+def received_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What :meth:`Join.received` found, to look at before training: source, channel id, unit, mean, deviation."""
+    right = [Column(title, justify="right") for title in ("id", "mean", "std")]
+    table = Table("expected", "receives", right[0], "unit", *right[1:], title="what the encoder receives")
+    for row in rows:
+        values = f"{row['mean']:.3f}", f"{row['std']:.3f}"
+        table.add_row(row["expected"], row["band"], str(row.get("id", "")), row.get("unit", ""), *values)
+    return table

@@ -21,9 +21,10 @@ TRAINED = ("frozen", "finetune", "patch_embed")  # what of an encoder is trained
 
 
 class Network(nn.Module):
-    """What looks at a view. ``native``: the side of the images it was made for in pixels, None: any.
+    """What looks at a view.
 
-    ``pyramid``: each of its maps is half as large as the one before; else all are of one size.
+    ``native``: the side in pixels of the images it was made for, None: any. ``pyramid``: each of its maps is half as
+    large as the one before; else all are of one size.
     """
 
     native: int | None = None
@@ -94,7 +95,7 @@ class Released(Transformer):
 
     def __init__(self, encoder: nn.Module, expects: Expects) -> None:
         super().__init__(encoder)
-        self.expects, self.native = expects, expects.size
+        self.expects = expects
 
     def embedding(self, x: View, cls: Tensor) -> Tensor:
         """See the base class; a second pass where the published embedding is more than the class token."""
@@ -137,6 +138,16 @@ class Model:
     def frames(self) -> int:
         """How many dates of a series it takes at once, as images ``[B, C, T, H, W]``."""
         return self.expects.frames if self.expects else 1
+
+    @property
+    def native(self) -> int | None:
+        """The side in pixels of the images it was made for; None: any."""
+        return self.expects.size if self.expects else self.network.native
+
+    @property
+    def pyramid(self) -> bool:
+        """Whether each of its maps is half as large as the one before."""
+        return self.network.pyramid
 
     def fitted(self, x: View) -> Model:
         """This model made for the data of a view of training images, where it depends on them; else itself.

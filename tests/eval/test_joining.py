@@ -8,10 +8,11 @@ from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.stats import Normalisation
 from dinov2.models.zoo import ZOO
 from dinov2.sensors import SENSORS
+from eval.bands import Channel, stand_ins
 from eval.datasets import EvalDataset, Split
 from eval.encoders import load_model
 from eval.features import VIEW, batches, extract
-from eval.joining import Channel, join, stand_ins
+from eval.joining import join
 
 CPU = torch.device("cpu")
 S2 = SENSORS["sentinel2_l2a"].band_names
