@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from google_crc32c import value as crc32c
 
 from dinov2 import __version__
 from dinov2.data.sample import ImageSpec
@@ -20,9 +20,9 @@ from dinov2.data.shards import storage
 from dinov2.data.stats import BandStats, Stats
 from dinov2.files import atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX = "index.parquet"
-METADATA, CHECKSUM = b"eo-ssl", b"eo-ssl-crc32"
+METADATA, CHECKSUM = b"eo-ssl", b"eo-ssl-crc32c"
 SHARD_NAME = re.compile(r"shard-[0-9]{6}\.tar")  # never a path: an index from elsewhere must not lead out of its folder
 REMEDY = "fetch or write this set again"
 SCHEMA = pa.schema(
@@ -34,11 +34,19 @@ SCHEMA = pa.schema(
         "sha256": pa.string(),
         "sidecar_bytes": pa.int64(),
         "images": pa.list_(pa.string()),
+        "combinations": pa.list_(pa.int64()),  # samples that hold exactly the images of each of the set's combinations
         "crs": pa.string(),  # null where the samples of the shard have none or several
         "bounds": pa.list_(pa.float64()),  # min x, min y, max x, max y in crs
     }
 )
-COLUMNS = ["name", "samples", "bytes", "sha256", "sidecar_bytes"]  # what reading needs; the rest is for catalogues
+COLUMNS = [
+    "name",
+    "samples",
+    "bytes",
+    "sha256",
+    "sidecar_bytes",
+    "combinations",
+]  # what reading needs; the rest is for catalogues
 
 
 def sidecar_name(shard: str) -> str:
@@ -66,6 +74,8 @@ class Part:
     samples: np.ndarray  # [S]
     bytes: np.ndarray  # [S]
     sidecar_bytes: np.ndarray  # [S]
+    combinations: list[frozenset[str]]  # [K] image keys that samples of the set hold together
+    held: np.ndarray  # [S, K] samples of each shard that hold exactly these
     images: dict[str, ImageSpec]
     labels: dict[str, Any]
     stats: Stats
@@ -80,9 +90,17 @@ class Part:
         """Path or URL of a shard's sidecar."""
         return f"{self.folder}/{sidecar_name(self.names[shard])}"
 
+    def samples_with(self, images: Collection[str] | None) -> np.ndarray:
+        """``[S]`` samples of each shard that hold at least one of these images (None: all)."""
+        if images is None:
+            return self.samples
+        return self.held[:, [not combination.isdisjoint(images) for combination in self.combinations]].sum(1)
+
     def problems(self) -> Iterator[str]:
-        """A sentence for every listed file that is absent or has another size."""
+        """A sentence for every listed file that is absent or has another size (none where a server has no listing)."""
         found = storage.sizes(self.folder)
+        if found is None:
+            return
         for shard, name in enumerate(self.names):
             for file, size in ((name, self.bytes[shard]), (sidecar_name(name), self.sidecar_bytes[shard])):
                 if file not in found:
@@ -92,10 +110,17 @@ class Part:
 
 
 def write_index(out: Path, rows: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> None:
-    """Write the set's index; ``info`` holds images, labels, stats, provenance and licence as JSON values."""
+    """Write the set's index; ``info`` holds images, labels, stats, provenance and licence as JSON values.
+
+    A row is a row of the index but for ``combinations``, which maps image keys joined by blanks to a number of samples.
+    """
     first = np.cumsum([0] + [row["samples"] for row in rows])
-    columns = {name: [row[name] for row in rows] if name != "first" else first[:-1].tolist() for name in SCHEMA.names}
-    head = {"format_version": FORMAT_VERSION, "created_by": f"eo-ssl {__version__}", **info}
+    held = sorted({combination for row in rows for combination in row["combinations"]})
+    columns = {name: [row[name] for row in rows] for name in SCHEMA.names if name != "first"}
+    columns["first"] = first[:-1].tolist()
+    columns["combinations"] = [[row.get(c, 0) for c in held] for row in columns["combinations"]]
+    own = {"format_version": FORMAT_VERSION, "created_by": f"eo-ssl {__version__}"}
+    head = {**own, "combinations": [c.split() for c in held], **info}
     text = json.dumps(head, sort_keys=True).encode()
     schema = SCHEMA.with_metadata({METADATA: text, CHECKSUM: _checksum(text)})
     with atomic(out / INDEX) as file:
@@ -117,6 +142,8 @@ def read_index(folder: str | Path) -> Part:
         table["samples"].to_numpy(),
         table["bytes"].to_numpy(),
         table["sidecar_bytes"].to_numpy(),
+        [frozenset(combination) for combination in info["combinations"]],
+        table["combinations"].combine_chunks().flatten().to_numpy().reshape(len(names), len(info["combinations"])),
         {key: ImageSpec.from_dict(spec) for key, spec in info["images"].items()},
         info["labels"],
         stats_from_json(info["stats"]),
@@ -157,5 +184,5 @@ def _load(path: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _checksum(text: bytes) -> bytes:
-    """CRC-32 in hexadecimal: parquet checks its pages, but not the metadata in its footer."""
-    return b"%08x" % zlib.crc32(text)
+    """CRC-32C in hexadecimal: parquet checks its pages, but not the metadata in its footer."""
+    return b"%08x" % crc32c(text)

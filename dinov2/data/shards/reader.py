@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google_crc32c import value as crc32c
 
 from dinov2.data.sample import IMAGE_KEY, ImageSpec, Sample
 from dinov2.data.shards import storage
-from dinov2.data.shards.index import REMEDY, Part, read_index
+from dinov2.data.shards.cache import Cache
+from dinov2.data.shards.index import INDEX, REMEDY, Part, read_index
 from dinov2.data.shards.members import JSON, LABEL_PREFIX, array_name, decode
 from dinov2.data.shards.sidecar import Member, Sidecar
 from dinov2.data.stats import Stats, merge_stats
@@ -22,15 +23,6 @@ from dinov2.data.stats import Stats, merge_stats
 
 class DamagedSample(ValueError):
     """A sample (or a whole sidecar) whose bytes are not those that were written; the message names shard and key."""
-
-
-@lru_cache(maxsize=256)
-def _sidecar(path: str, sha256: str) -> Sidecar:
-    """The sidecar of the shard with this digest (the digest keeps a rewritten set apart from its predecessor)."""
-    try:
-        return Sidecar.unpack(storage.read_file(path))
-    except (OSError, ValueError) as error:
-        raise DamagedSample(f"{path}: {error}; {REMEDY}") from error
 
 
 def _runs(members: Sequence[Member]) -> Iterator[list[Member]]:
@@ -49,16 +41,26 @@ class ShardSet:
 
     ``counts`` int64 ``[S]`` samples per shard; ``images`` image key -> the specs it has in these sets; ``stats`` the
     merged per-band statistics; ``labels`` name -> description; ``parts`` the single sets (provenance, licence).
+    Samples with none of ``only`` (image keys; None: all) are left out as if they were not there. Remote shards are
+    copied to ``cache`` while they are read. ``checksums=False`` trusts every byte (benchmarks).
     """
 
-    def __init__(self, parts: Sequence[Part], checksums: bool = True) -> None:
-        self.parts = list(parts)
-        self.checksums = checksums
-        self.counts = np.concatenate([part.samples for part in parts])  # [S]
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        checksums: bool = True,
+        only: Collection[str] | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self.parts, self.checksums, self.only, self.cache = list(parts), checksums, only, cache
+        self.counts = np.concatenate([part.samples_with(only) for part in parts])  # [S]
+        self._sidecar = lru_cache(maxsize=256)(self._open_sidecar)
         self._ends = np.cumsum([len(part.names) for part in parts])  # [parts] shards up to and with each part
 
     @classmethod
-    def open(cls, paths: str | Path | Sequence[str | Path], checksums: bool = True) -> ShardSet:
+    def open(
+        cls, paths: str | Path | Sequence[str | Path], checksums: bool = True, cache: Cache | None = None
+    ) -> ShardSet:
         """Open folders or fsspec URLs and check that every listed file is there with its size (ValueError)."""
         parts = [read_index(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
         if not parts:
@@ -66,7 +68,11 @@ class ShardSet:
         for part in parts:
             for problem in part.problems():
                 raise ValueError(problem)
-        return cls(parts, checksums)
+        return cls(parts, checksums, cache=cache)
+
+    def having(self, images: Collection[str] | None) -> ShardSet:
+        """The same shards without the samples that hold none of ``images`` (None: with all)."""
+        return ShardSet(self.parts, self.checksums, images, self.cache)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -116,8 +122,15 @@ class ShardSet:
 
     def keys(self, shard: int) -> list[str]:
         """Keys of a shard's samples."""
-        part, number = self.locate(shard)
-        return _sidecar(part.sidecar_path(number), part.sha256[number]).keys
+        sidecar, rows = self._sidecar(shard)
+        return [sidecar.keys[row] for row in rows]
+
+    def prefetch(self, shards: Collection[int]) -> None:
+        """Begin to copy these shards to the cache, where there is one; returns at once."""
+        if self.cache:
+            for shard in shards:
+                part, number = self.locate(shard)
+                self.cache.want(part, number)
 
     def read(
         self,
@@ -131,29 +144,59 @@ class ShardSet:
         Labels that are numbers always come along. Raises :class:`DamagedSample`.
         """
         part, number = self.locate(shard)
-        sidecar = _sidecar(part.sidecar_path(number), part.sha256[number])
-        key, path = sidecar.keys[index], part.path(number)
-        wanted = [m for m in sidecar.members(index) if _chosen(m.name, images, labels)]
+        sidecar, rows = self._sidecar(shard)
+        key, path = sidecar.keys[rows[index]], part.path(number)
+        wanted = [m for m in sidecar.members(rows[index]) if _chosen(m.name, images, labels)]
         if not any(IMAGE_KEY.fullmatch(array_name(m.name)) for m in wanted):
             raise ValueError(
-                f"{path}, sample {key!r} has none of the images {', '.join(images or ())}; name others too, "
-                "or prepare a set whose samples all have one of them"
+                f"{path}, sample {key!r} has none of the images {', '.join(images or ())}: ask the set with .having()"
             )
         try:
-            payloads = {m.name: p for run in _runs(wanted) for m, p in zip(run, self._payloads(path, run), strict=True)}
+            payloads = {m.name: p for run in _runs(wanted) for m, p in self._payloads(part, number, run)}
             return decode(key, payloads, part.images)
+        except storage.StorageError:
+            raise
         except (OSError, EOFError, KeyError, ValueError) as error:
             raise DamagedSample(f"{path}, sample {key!r}: {error}; {REMEDY}") from error
 
-    def _payloads(self, path: str, run: Sequence[Member]) -> Iterator[memoryview]:
-        """Payloads of members that lie back to back."""
-        start = run[0].start
-        buffer = memoryview(storage.read_range(path, start, run[-1].end - start))
+    def _payloads(self, part: Part, number: int, run: Sequence[Member]) -> Iterator[tuple[Member, np.ndarray]]:
+        """Members that lie back to back, each with its payload uint8 ``[size]``."""
+        start, end = run[0].start, run[-1].end
+        if end > part.bytes[number]:
+            raise ValueError(f"{run[-1].name} is said to end at byte {end} of {part.bytes[number]}")
+        buffer = self._range(part, number, start, end - start)
         for m in run:
             record = buffer[m.start - start : m.end - start]
-            if self.checksums and zlib.crc32(record) != m.crc:
+            if self.checksums and crc32c(record) != m.crc:
                 raise ValueError(f"the checksum of {m.name} differs")
-            yield record[m.header : m.header + m.size]
+            yield m, record[m.header : m.header + m.size]
+
+    def _open_sidecar(self, shard: int) -> tuple[Sidecar, Sequence[int]]:
+        """A shard's sidecar and which of its samples are in this set."""
+        part, number = self.locate(shard)
+        path, size = part.sidecar_path(number), int(part.sidecar_bytes[number])
+        try:
+            sidecar = Sidecar.unpack(self._range(part, number, int(part.bytes[number]), size).tobytes())
+            rows = range(len(sidecar.keys)) if self.only is None else sidecar.holding(self.only).tolist()
+            if len(rows) != self.counts[shard]:
+                raise ValueError(f"the sidecar has {len(rows)} samples, {INDEX} counts {self.counts[shard]}")
+        except storage.StorageError:
+            raise
+        except (OSError, EOFError, ValueError) as error:
+            raise DamagedSample(f"{path}: {error}; {REMEDY}") from error
+        return sidecar, rows
+
+    def _range(self, part: Part, number: int, start: int, size: int) -> np.ndarray:
+        """Bytes of a shard and, behind its end, of its sidecar: from the local copy, or else from where they are."""
+        if self.cache and storage.is_url(part.folder):
+            try:
+                return self.cache.read(part.sha256[number], start, size)
+            except FileNotFoundError:  # not yet, or not any more
+                self.cache.want(part, number)
+        beyond = start - int(part.bytes[number])
+        if beyond >= 0:
+            return storage.read_range(part.sidecar_path(number), beyond, size)
+        return storage.read_range(part.path(number), start, size)
 
 
 def _chosen(member: str, images: Collection[str] | None, labels: Collection[str] | None) -> bool:

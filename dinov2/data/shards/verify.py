@@ -50,8 +50,6 @@ def _shard_problems(shards: ShardSet, shard: int) -> Iterator[str]:
     except DamagedSample as error:
         yield str(error)
         return
-    if len(keys) != shards.counts[shard]:
-        yield f"{path}: the sidecar has {len(keys)} samples, the index {shards.counts[shard]}; {REMEDY}"
     for index in range(len(keys)):
         try:
             shards.read(shard, index).check_finite()

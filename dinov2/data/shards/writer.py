@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google_crc32c import value as crc32c
 
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards.index import FORMAT_VERSION, INDEX, stats_from_json, stats_to_json, write_index
@@ -150,6 +151,7 @@ class _Contents:
         self.stats: Stats = {}
         self.places: list[tuple[str | None, tuple[float, float, float, float] | None]] = []
         self.keys: set[str] = set()
+        self.combinations: Counter[str] = Counter()  # image keys joined by blanks
         self.bytes = 0
         self.sha256 = hashlib.sha256()
 
@@ -162,12 +164,13 @@ class _Contents:
         for name, image in sample.images.items():
             _same_spec(sample.specs[name], self.specs, f"sample {sample.key!r}")
             self.stats = merge_stats([self.stats, image_stats(image, sample.specs[name])])
+        self.combinations[" ".join(sorted(sample.images))] += 1
         self.places.append((sample.crs, sample.footprint))
         members, records = [], []
         for name, payload in encode(sample, compression):
             record = tar_record(f"{sample.key}.{name}", payload)
             header = len(record) - padded(len(payload))
-            members.append(Member(self.bytes, header, len(payload), zlib.crc32(record), name))
+            members.append(Member(self.bytes, header, len(payload), crc32c(record), name))
             self.bytes += len(record)
             records.append(record)
         self.samples.append((sample.key, members))
@@ -190,6 +193,7 @@ class _Contents:
             "bytes": self.bytes,
             "sha256": self.sha256.hexdigest(),
             "images": sorted(self.specs),
+            "combinations": self.combinations,
             "specs": self.specs,
             "stats": stats_to_json(self.stats),
             "crs": crs,

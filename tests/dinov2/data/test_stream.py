@@ -60,7 +60,8 @@ def runs(draw_value):
 def listed(samples):
     """A set of shards of one sample each, of which nothing is read."""
     names, ones = [f"shard-{i:06d}.tar" for i in range(samples)], np.ones(samples, np.int64)
-    return ShardSet([Part("nowhere", names, [""] * samples, ones, ones, ones, {}, {}, {}, {}, "")])
+    held = [frozenset({S2.key})], ones[:, None]
+    return ShardSet([Part("nowhere", names, [""] * samples, ones, ones, ones, *held, {}, {}, {}, {}, "")])
 
 
 @given(runs())

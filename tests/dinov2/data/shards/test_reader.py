@@ -18,6 +18,7 @@ def flip(path, byte):
 
 def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     shards = make_set(tmp_path, 6, 6)
+    assert len(shards.keys(0)) == 6  # the sidecar is in memory
     reads = []
     whole = storage.read_range
     monkeypatch.setattr(storage, "read_range", lambda path, start, size: reads.append(size) or whole(path, start, size))
@@ -169,8 +170,8 @@ def test_an_index_must_not_lead_elsewhere(tmp_path):
 
 def test_an_index_of_something_else_or_of_another_version(tmp_path, monkeypatch):
     make_set(tmp_path, 3, 3)
-    monkeypatch.setattr(index, "FORMAT_VERSION", 2)
-    with pytest.raises(ValueError, match="index.parquet has format version 1, this program reads 2"):
+    monkeypatch.setattr(index, "FORMAT_VERSION", 3)
+    with pytest.raises(ValueError, match="index.parquet has format version 2, this program reads 3"):
         ShardSet.open(tmp_path)
     table = pq.read_table(tmp_path / "index.parquet")
     pq.write_table(table.replace_schema_metadata({}), tmp_path / "index.parquet")

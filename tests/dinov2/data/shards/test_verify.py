@@ -91,4 +91,4 @@ def test_sample_count_must_agree(tmp_path):
     rows = table.to_pydict()
     rows["samples"][1] = 3
     pq.write_table(type(table).from_pydict(rows, schema=table.schema), tmp_path / "index.parquet")
-    assert any("the sidecar has 2 samples, the index 3" in problem for problem in verify(tmp_path).problems)
+    assert any("the sidecar has 2 samples, index.parquet counts 3" in problem for problem in verify(tmp_path).problems)
