@@ -73,7 +73,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         raw, origin = config.read_yaml(path), str(source)
         below = path.resolve().is_relative_to(CONFIGS)
         name = path.resolve().relative_to(CONFIGS).with_suffix("").as_posix() if below else path.stem
-    layers = raw, config.read_overrides(overrides)
+    given = raw, config.read_overrides(overrides)
+    layers = {"dataset": datasets.defaults(name_of("dataset", given))}, *given
     schema = make_dataclass(
         "EvaluationConfig",
         [
@@ -95,13 +96,18 @@ def part(
     key: str, layers: Sequence[Any], table: Mapping[str, Callable[..., Any]], origin: str
 ) -> tuple[str, type, Any]:
     """The schema field of ``key``: the options of the function that ``key.name`` chooses."""
-    names = [layer.get(key, {}).get("name") for layer in layers]
-    name = next((n for n in reversed(names) if n is not None), "")
+    name = name_of(key, layers)
     if name not in table:
         raise ValueError(f"{origin}: {key}.name is {name!r}{suggest(name, list(table))} Known: {', '.join(table)}")
     options = config.signature_schema(key.title(), table[name])
     chosen = make_dataclass(key.title(), [("name", str, field(default=name))], bases=(options,), kw_only=True)
     return key, chosen, MISSING
+
+
+def name_of(key: str, layers: Sequence[Any]) -> str:
+    """``key.name`` in the last of the layers that has one."""
+    names = [layer.get(key, {}).get("name") for layer in layers]
+    return next((n for n in reversed(names) if n is not None), "")
 
 
 def expand_configs(text: str) -> list[Path]:
