@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -133,6 +133,16 @@ class EvalDataset:
             lines += [f"{name}\t{key}\t{label}" for key, label in zip(split.keys, labels, strict=True)]
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
+    def require(self, split_hash: str | None) -> EvalDataset:
+        """This dataset; ValueError unless its split is the one with this hash (None: any)."""
+        if split_hash not in (None, self.split_hash):
+            sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
+            raise ValueError(
+                f"dataset {self.name}: this is not the published split (hash {self.split_hash}, not {split_hash}; "
+                f"{sizes}): get the data again, or set dataset.split_hash=null for a split of your own"
+            )
+        return self
+
     @cached_property
     def view_hash(self) -> str:
         """Identifies what a model sees: data, split, images, bands and size."""
@@ -151,3 +161,20 @@ class EvalDataset:
         return Normalisation.from_stats(
             merge_stats([image_stats(s.images[key], s.specs[key]) for s in samples for key in self.images])
         )
+
+
+def chosen_specs(
+    known: Mapping[str, ImageSpec], images: Sequence[str] | None, bands: Sequence[str] | None
+) -> tuple[ImageSpec, ...]:
+    """Specs of the named image keys or sensors in the order named (None: all), those with one of ``bands``."""
+    chosen: dict[str, ImageSpec] = {}
+    for name in images or known:
+        found = {key: spec for key, spec in known.items() if name in (key, spec.sensor)}
+        if not found:
+            raise ValueError(f"dataset.images {name!r} is not in the set; known: {', '.join(known)}")
+        chosen |= found
+    have = [b for spec in chosen.values() for b in spec.bands]
+    missing = [b for b in bands or () if b not in have]
+    if missing:
+        raise ValueError(f"dataset.bands {', '.join(missing)} not in {', '.join(chosen)}; known: {', '.join(have)}")
+    return tuple(spec for spec in chosen.values() if not bands or any(b in bands for b in spec.bands))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import ShardSet
 from dinov2.env import expand
-from eval.datasets.base import SPLITS, EvalDataset, Split
+from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
 
 
 def shards(
@@ -43,7 +43,8 @@ def shards(
     """
     roots = {"train": root, "val": val_root, "test": test_root}
     sets = {name: ShardSet.open(expand(path)) for name, path in roots.items() if path}
-    specs = chosen_specs(sets, images, bands)
+    specs = chosen_specs({key: found[0] for key, found in sets["train"].images.items()}, images, bands)
+    check_same_bands(sets, specs)
     parts = {name: part for name, part in (("test", test), ("val", val)) if name not in sets}
     check_shares(parts)
     fields = {"test": split_by, "val": val_by or split_by}
@@ -141,27 +142,13 @@ def label_value(sample: Sample, label: str, owner: str) -> int | None:
     return value
 
 
-def chosen_specs(
-    sets: Mapping[str, ShardSet], images: Sequence[str] | None, bands: Sequence[str] | None
-) -> tuple[ImageSpec, ...]:
-    """Specs of the named image keys or sensors, in the order named; all sets must hold the same bands."""
-    known = {key: specs[0] for key, specs in sets["train"].images.items()}
-    chosen: dict[str, ImageSpec] = {}
-    for name in images or known:
-        found = {key: spec for key, spec in known.items() if name in (key, spec.sensor)}
-        if not found:
-            raise ValueError(f"dataset.images {name!r} is not in the set; known: {', '.join(known)}")
-        chosen |= found
+def check_same_bands(sets: Mapping[str, ShardSet], specs: Sequence[ImageSpec]) -> None:
+    """ValueError unless all sets hold these images with the same bands."""
     for owner, source in sets.items():
-        for key, spec in chosen.items():
-            other = source.images.get(key, [None])[0]
+        for spec in specs:
+            other = source.images.get(spec.key, [None])[0]
             if other is None or other.bands != spec.bands:
-                raise ValueError(f"dataset.{owner}_root has no image {key} with the bands {', '.join(spec.bands)}")
-    have = [b for spec in chosen.values() for b in spec.bands]
-    missing = [b for b in bands or () if b not in have]
-    if missing:
-        raise ValueError(f"dataset.bands {', '.join(missing)} not in {', '.join(chosen)}; known: {', '.join(have)}")
-    return tuple(spec for spec in chosen.values() if not bands or any(b in bands for b in spec.bands))
+                raise ValueError(f"dataset.{owner}_root has no image {spec.key} with the bands {', '.join(spec.bands)}")
 
 
 def class_names(source: ShardSet, label: str, given: Sequence[str] | None, highest: int) -> tuple[str, ...]:

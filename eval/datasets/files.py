@@ -1,0 +1,161 @@
+"""Samples in files: GeoTIFFs (or pictures) and the truth beside them, described by patterns of file names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dinov2.data.sample import ImageSpec, Sample
+from dinov2.env import expand
+from eval.datasets import rows as rows_of
+from eval.datasets import stores
+from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
+from eval.datasets.layers import Layer
+from eval.datasets.listing import Columns, kept
+from eval.datasets.stores import Tile
+from eval.datasets.targets import MapReader, Target, image_labels
+
+SHOWN = ("images", "bands", "size", "title", "split_hash")  # options that do not change which samples there are
+
+
+def files(
+    *,
+    root: str,
+    layers: dict[str, Layer],  # the images of a sample; the files of the first are the samples, {id} names them
+    kind: str = "segmentation",  # or classification, multilabel, regression
+    classes: list[str] | None = None,  # None: the values of the column ``label`` in alphabetical order
+    target: Target | None = None,  # the truth per pixel, or
+    label: str | None = None,  # the column that holds the truth per sample; several labels are divided by ";"
+    ignore: list[str] | None = None,  # values of ``label`` that are none: such samples are left out and counted
+    unit: str = "",  # regression: of the values
+    pair: bool = False,  # the two dates of a sample are before and after
+    key: str = "{id}",  # sample keys
+    table: str | None = None,  # csv or parquet below root: its columns are joined to the samples
+    table_key: str = "id",  # its column that holds their {id}
+    parse: dict[str, str] | None = None,  # column -> pattern: the pattern's fields become columns too
+    train: Any = None,  # a list file below root, a list of values of ``split_by``, or None: what is in no other list
+    val: Any = 0.2,  # the same, or a fraction of the training samples
+    test: Any = 0.2,
+    split_by: str = "key",  # column; samples that share a value stay together
+    val_by: str | None = None,  # another one for validation
+    entry: str = "{id}",  # form of the entries of list files
+    column: Any = 0,  # of list files with several: title, or number where there are no titles
+    tile: int | None = None,  # cut files into tiles of so many pixels of the finest layer
+    block: float | None = None,  # side of the squares on the ground that make the column "block", in CRS units
+    images: list[str] | None = None,
+    bands: list[str] | None = None,
+    size: int | None = None,
+    title: str | None = None,
+    split_hash: str | None = None,  # of the published split: another one is an error
+) -> EvalDataset:
+    """Samples whose files lie below ``root``; docs/extending.md shows the options at work.
+
+    ``images``, ``bands`` and ``size`` as in :class:`eval.datasets.EvalDataset`; splits as
+    :func:`eval.datasets.splits.divide` makes them.
+    """
+    recipe = {name: value for name, value in locals().items() if name not in SHOWN}
+    folder = Path(expand(root)).resolve()
+    first, finest = next(iter(layers.values())), min(layers.values(), key=lambda layer: layer.gsd_m)
+
+    def build() -> tuple[Columns, list[Path]]:
+        columns, seen = rows_of.of_files(folder, first)
+        if table:
+            columns = rows_of.join(columns, folder / table, table_key)
+            seen.append(folder / table)
+        rows_of.add_parsed(columns, parse or {})
+        if tile or block:
+            columns = rows_of.add_places(columns, folder, finest, tile, block)
+        rows_of.add_keys(columns, key, tiled=bool(tile))
+        parts = {"train": train, "val": val, "test": test} if train is not None else {"val": val, "test": test}
+        fields = dict.fromkeys(parts, split_by) | {"val": val_by or split_by}
+        columns, lists = rows_of.add_splits(columns, folder, parts, fields, entry, column)
+        return columns, seen + lists
+
+    table = kept({**recipe, "root": folder}, build)
+    rows = table.filter(pc.invert(pc.is_in(pc.cast(table[label], "string"), pa.array(ignore)))) if ignore else table
+    names = tuple(classes or (sorted({str(value) for value in rows[label].to_pylist()}) if label else ["value"]))
+    stored = {spec.key: (layer, spec) for layer, spec in stored_as(folder, layers, rows)}
+    shown = chosen_specs({name: spec for name, (_, spec) in stored.items()}, images, bands)
+    maps = target and MapReader(folder, target, names if kind == "segmentation" else None)
+    splits = {}
+    for name in SPLITS:
+        part = rows.filter(pc.equal(rows["split"], name))
+        source = Source(folder, {spec.key: stored[spec.key] for spec in shown}, finest, part, tile, maps)
+        labels = label and image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},")
+        splits[name] = Split(part["key"].to_pylist(), labels, source.sample, source.map if maps else None)
+    dataset = EvalDataset(
+        name=title or folder.name,
+        classes=names,
+        splits=splits,
+        specs=shown,
+        bands=tuple(bands) if bands else None,
+        size=size,
+        data_hash=data_hash(repr((stored, target)), rows),
+        ignored=len(table) - len(rows),
+        kind=kind,
+        unit=unit,
+        frames=max(layer.longest(rows) for layer in layers.values()),
+        pair=pair,
+    )
+    return dataset.require(split_hash)
+
+
+def data_hash(described: str, rows: pa.Table) -> str:
+    """Twelve hex digits of the names and sizes of the first layer's files, and of how all are described."""
+    digest = hashlib.sha256("\n".join([described, *rows["key"].to_pylist()]).encode())
+    digest.update(rows["bytes"].to_numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def stored_as(root: Path, layers: Mapping[str, Layer], rows: pa.Table) -> list[tuple[Layer, ImageSpec]]:
+    """What the pixels of every layer are; their dtype is that of the first sample's file."""
+    first = rows.slice(0, 1).to_pylist()[0]
+    return [(layer, layer.spec(stores.header(layer.first_file(root, first)).dtype)) for layer in layers.values()]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples of one split; loader processes can pickle it.
+
+    ``layers``: image key -> how the images that are shown are stored; ``finest``: the layer on whose grid maps and
+    tiles lie.
+    """
+
+    root: Path
+    layers: Mapping[str, tuple[Layer, ImageSpec]]
+    finest: Layer
+    rows: pa.Table
+    tile: int | None
+    maps: MapReader | None
+
+    def values(self, i: int) -> dict[str, Any]:
+        """Row ``i``."""
+        return {name: self.rows[name][i].as_py() for name in self.rows.column_names}
+
+    def window(self, values: Mapping[str, Any]) -> Tile | None:
+        """The pixels of a row, None for whole files."""
+        return Tile(values["row"], values["column"], self.tile) if self.tile else None
+
+    def sample(self, i: int) -> Sample:
+        """Sample ``i``."""
+        values, images, times = self.values(i), {}, {}
+        for key, (layer, spec) in self.layers.items():
+            ratio = layer.gsd_m / self.finest.gsd_m
+            images[key] = layer.read(self.root, values, spec, self.window(values), ratio)
+            times[key] = layer.times(values)
+        specs = {key: spec for key, (_, spec) in self.layers.items()}
+        return Sample(values["key"], images, specs, times, meta={"id": values["id"]})
+
+    def map(self, i: int) -> np.ndarray:
+        """The truth ``[H, W]`` of sample ``i``; ValueError where it is not on the grid of the finest image."""
+        assert self.maps is not None
+        values = self.values(i)
+        image = self.finest.first_file(self.root, values)
+        return self.maps(values, self.window(values), stores.header(image), image)

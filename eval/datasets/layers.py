@@ -1,0 +1,114 @@
+"""The images of a sample: which files hold them and what their numbers mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from omegaconf import MISSING
+
+from dinov2.data.sample import ImageSpec
+from dinov2.sensors import SENSORS
+from eval.datasets import stores
+from eval.datasets.listing import Pattern
+from eval.datasets.stores import Tile
+
+DATE_FORMS = (("%Y-%m-%d", r"\d{4}-\d\d-\d\d"), ("%Y%m%d", r"\d{8}"), ("%Y%j", r"\d{7}"), ("%Y-%m", r"\d{4}-\d\d"))
+
+
+@dataclass
+class Layer:
+    """One image key of every sample; unit, scale, offset and nodata as in :class:`dinov2.data.sample.ImageSpec`."""
+
+    path: str = MISSING  # below the root, with {field} wherever names differ
+    sensor: str = MISSING  # name in configs/sensors
+    gsd_m: float = MISSING  # pixel size as stored
+    bands: list[str] | None = None  # in the order of the file; None: all of the sensor
+    channels: list[int] | None = None  # the file's bands, from 1, that these are; None: the file holds just these
+    names: list[str] | None = None  # what {band} stands for in the path, where every band has its own file
+    dates: list[str] | None = None  # what {date} stands for, in order: dates, columns with dates, or words (pre, post)
+    frames: int = 1  # dates that one file holds, one after the other with all their bands
+    unit: str | None = None  # None: the sensor's, as for the next three
+    scale: float | None = None
+    offset: float | None = None
+    nodata: Any = "sensor"  # null: every number is an observation; a list: all of these are none
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of its bands in the sensor."""
+        return tuple(self.bands or SENSORS[self.sensor].band_names)
+
+    @property
+    def fills(self) -> list[Any]:
+        """The stored numbers that mean "no observation", the one that stands for all of them first."""
+        fill = SENSORS[self.sensor].nodata if self.nodata == "sensor" else self.nodata
+        return [float(x) for x in fill] if isinstance(fill, list) else [None if fill is None else float(fill)]
+
+    def spec(self, dtype: str) -> ImageSpec:
+        """What its pixels are, stored as ``dtype``."""
+        own = SENSORS[self.sensor]
+        unit, scale = self.unit or own.unit, own.scale if self.scale is None else self.scale
+        offset = own.offset if self.offset is None else self.offset
+        return ImageSpec(self.sensor, self.gsd_m, self.band_names, dtype, unit, scale, offset, self.fills[0])
+
+    def steps(self, values: Mapping[str, Any]) -> list[str]:
+        """What {date} stands for in a sample's paths, in order of time; one step where there is no {date}."""
+        return (self.dates or values["date"]) if "{date}" in self.path else [""]
+
+    def longest(self, rows: pa.Table) -> int:
+        """The largest number of dates of a sample."""
+        if self.frames > 1 or "{date}" not in self.path:
+            return self.frames
+        return len(self.dates) if self.dates else pc.max(pc.list_value_length(rows["date"])).as_py()
+
+    def files(self, root: Path, values: Mapping[str, Any], step: str) -> list[Path]:
+        """The files of one date: one, or one per band."""
+        names = (self.names or self.band_names) if "{band}" in self.path else ("",)
+        return [root / Pattern(self.path).fill({**values, "date": step, "band": name}) for name in names]
+
+    def first_file(self, root: Path, values: Mapping[str, Any]) -> Path:
+        """The file whose header stands for all of a sample's."""
+        return self.files(root, values, self.steps(values)[0])[0]
+
+    def times(self, values: Mapping[str, Any]) -> list[str]:
+        """ISO dates of a sample's steps, where all of them are dates."""
+        dates = [iso_date(str(values.get(step, step))) for step in self.dates or values.get("date") or []]
+        return [date for date in dates if date] if all(dates) else []
+
+    def read(self, root: Path, values: Mapping[str, Any], spec: ImageSpec, tile: Tile | None, ratio: float) -> np.ndarray:
+        """``[C, H, W]``, or ``[T, C, H, W]`` for several dates, of one sample; ``ratio`` as in :meth:`Tile.on`."""
+        steps = [self.read_files(self.files(root, values, step), tile and tile.on(ratio)) for step in self.steps(values)]
+        image = np.stack(steps) if "{date}" in self.path else steps[0]
+        if self.frames > 1:
+            image = image.reshape(self.frames, len(spec.bands), *image.shape[-2:])
+        if not np.can_cast(image.dtype, spec.dtype):
+            path = self.first_file(root, values)
+            raise ValueError(f"{path} holds {image.dtype}, other files of the layer {spec.dtype}; convert them")
+        for other in self.fills[1:]:
+            image[np.isnan(image) if np.isnan(other) else image == other] = self.fills[0]
+        return image.astype(spec.dtype, copy=False)
+
+    def read_files(self, files: Sequence[Path], window: Any) -> np.ndarray:
+        """``[frames * C, H, W]`` of one date."""
+        parts = [stores.read(path, self.channels, window) for path in files]
+        image = np.concatenate(parts)
+        wanted = self.frames * len(self.band_names)
+        if len(image) != wanted:
+            raise ValueError(
+                f"{files[0]} has {len(image)} bands, but {wanted} are described ({', '.join(self.band_names)}); "
+                "correct the layer's bands or channels"
+            )
+        return image
+
+
+def iso_date(text: str) -> str | None:
+    """The day (of a month: its first) that a text is, as YYYY-MM-DD; None if it is none."""
+    form = next((form for form, regex in DATE_FORMS if re.fullmatch(regex, text)), None)
+    return form and datetime.strptime(text, form).date().isoformat()

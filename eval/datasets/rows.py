@@ -1,0 +1,123 @@
+"""A table with one row per sample, built step by step out of file names, tables and raster headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import floor
+from pathlib import Path
+from typing import Any
+
+from data_prep.common import slug
+from eval.datasets import stores
+from eval.datasets.layers import Layer
+from eval.datasets.listing import Columns, Pattern, scan
+from eval.datasets.splits import divide, listed, read_table
+
+
+def of_files(root: Path, layer: Layer) -> tuple[Columns, list[Path]]:
+    """A row per sample of the layer: the fields of its path, and the folders that were looked at.
+
+    A ``{date}`` that the layer does not list is found in the names: the column holds every sample's dates in order.
+    """
+    fixed = {"band": (layer.names or layer.band_names)[0]} | ({"date": layer.dates[0]} if layer.dates else {})
+    columns, folders = scan(root, Pattern(layer.path).fix(fixed))
+    if "id" not in columns:
+        raise ValueError(f"the path {layer.path} of the first layer has no {{id}}: it names the samples")
+    if "date" in columns:
+        dates: dict[tuple[Any, ...], list[str]] = {}
+        fields = [name for name in columns if name not in ("date", "bytes")]
+        for date, *values in zip(columns["date"], *(columns[name] for name in fields), strict=True):
+            dates.setdefault(tuple(values), []).append(date)
+        columns = {name: list(column) for name, column in zip(fields, zip(*dates, strict=True), strict=True)}
+        columns["date"] = [sorted(found) for found in dates.values()]
+    return columns, folders
+
+
+def join(columns: Columns, path: Path, table_key: str) -> Columns:
+    """The rows that a table knows, with its columns; they are matched by ``id`` and the table's ``table_key``."""
+    table = read_table(path)
+    if table_key not in table:
+        raise ValueError(f"{path} has no column {table_key!r}; it has {', '.join(table)}")
+    place = {str(value): row for row, value in enumerate(table[table_key])}
+    here = [i for i, name in enumerate(columns["id"]) if name in place]
+    if not here:
+        raise ValueError(f"{path} names none of the samples in its column {table_key!r}; correct dataset.table_key")
+    theirs = [place[columns["id"][i]] for i in here]
+    return take(columns, here) | {n: [column[i] for i in theirs] for n, column in table.items() if n not in columns}
+
+
+def add_parsed(columns: Columns, forms: Mapping[str, str]) -> None:
+    """More columns out of others: the fields of the pattern that ``forms`` has for a column."""
+    for name, form in forms.items():
+        pattern = Pattern(form)
+        found = [pattern.parse(str(value)) for value in columns[known(columns, name)]]
+        if None in found:
+            bad = columns[name][found.index(None)]
+            raise ValueError(f"dataset.parse: the {name} {bad!r} does not have the form {form}")
+        columns |= {field: [values[field] for values in found if values] for field in pattern.fields}
+
+
+def add_places(columns: Columns, root: Path, layer: Layer, tile: int | None, block: float | None) -> Columns:
+    """A row per tile of every raster (``row``, ``column``: its first pixel), and the ``block`` of each; reads headers.
+
+    ``layer`` is the finest one. What is left over at the lower and right edge is in no tile.
+    """
+    rows: list[int] = []
+    places: Columns = {"row": [], "column": [], "block": []}
+    for i in range(len(columns["id"])):
+        path = layer.first_file(root, {name: column[i] for name, column in columns.items()})
+        head = stores.header(path)
+        side = tile or max(head.height, head.width)
+        if tile and tile > min(head.height, head.width):
+            raise ValueError(f"{path} has {head.height} x {head.width} pixels: no tile of {tile}; make dataset.tile less")
+        for row in range(0, head.height - side + 1, side) if tile else (0,):
+            for column in range(0, head.width - side + 1, side) if tile else (0,):
+                rows.append(i)
+                x, y = head.transform @ (column + side / 2, row + side / 2) if head.crs else (column, row)
+                square = f"{head.crs or columns['id'][i]} {floor(x / block)} {floor(y / block)}" if block else ""
+                for name, value in zip(places, (row, column, square), strict=True):
+                    places[name].append(value)
+    return take(columns, rows) | places
+
+
+def add_keys(columns: Columns, form: str, tiled: bool) -> None:
+    """The column ``key``: ``form`` filled in, as a sample key; ValueError where two samples get the same."""
+    pattern = Pattern(form)
+    fields = [columns[known(columns, name)] for name in pattern.fields]
+    keys = [slug(pattern.fill(dict(zip(pattern.fields, values, strict=True)))) for values in zip(*fields, strict=True)]
+    if tiled:
+        corners = zip(keys, columns["row"], columns["column"], strict=True)
+        keys = [f"{key}_r{row:05d}c{column:05d}" for key, row, column in corners]
+    if len(set(keys)) < len(keys):
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise ValueError(f"two samples are called {twice!r}; add fields to dataset.key, now {form}")
+    columns["key"] = keys
+
+
+def add_splits(
+    columns: Columns, root: Path, parts: Mapping[str, Any], fields: Mapping[str, str], entry: str, column: Any
+) -> tuple[Columns, list[Path]]:
+    """The rows that are in a split, which is the column ``split``; and the list files read.
+
+    A row that two parts claim is there twice, and refused when the dataset is made.
+    """
+    lists = {name: root / part for name, part in parts.items() if isinstance(part, str)}
+    ids = set(columns["id"])
+    parts = {name: listed(lists[name], entry, column, ids) if name in lists else p for name, p in parts.items()}
+    for name in fields.values():
+        known(columns, name)
+    found = divide(columns, parts, {**fields, **dict.fromkeys(lists, "id")})
+    splits = [name for name, rows in found.items() for _ in rows]
+    return take(columns, [i for rows in found.values() for i in rows]) | {"split": splits}, list(lists.values())
+
+
+def known(columns: Columns, name: str) -> str:
+    """``name``; ValueError where there is no such column."""
+    if name not in columns:
+        raise ValueError(f"there is no field {name!r}; known: {', '.join(columns)}")
+    return name
+
+
+def take(columns: Columns, rows: Sequence[int]) -> Columns:
+    """These rows."""
+    return {name: [column[i] for i in rows] for name, column in columns.items()}
