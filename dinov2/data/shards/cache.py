@@ -157,7 +157,7 @@ def _download(file: BinaryIO, sources: Iterable[tuple[str, int]]) -> bool:
                 chunk = storage.read_range(url, done, min(CHUNK, size - done))
             except (FileNotFoundError, EOFError):
                 return False
-            file.write(chunk)
+            file.write(chunk.data)
             done += len(chunk)
         done -= size
     file.flush()

@@ -39,14 +39,7 @@ SCHEMA = pa.schema(
         "bounds": pa.list_(pa.float64()),  # min x, min y, max x, max y in crs
     }
 )
-COLUMNS = [
-    "name",
-    "samples",
-    "bytes",
-    "sha256",
-    "sidecar_bytes",
-    "combinations",
-]  # what reading needs; the rest is for catalogues
+COLUMNS = ["name", "samples", "bytes", "sha256", "sidecar_bytes", "combinations"]  # others are for catalogues
 
 
 def sidecar_name(shard: str) -> str:

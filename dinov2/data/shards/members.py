@@ -19,9 +19,7 @@ import zstandard
 
 from dinov2.data.sample import IMAGE_KEY, ImageSpec, Sample
 
-MAX_BYTES = (
-    1 << 30
-)  # of one member, as stored and decoded: a declared size above it is a damaged file or a decompression bomb
+MAX_BYTES = 1 << 30  # of a member, stored or decoded: more is a damaged file or a decompression bomb
 BLOCK = 512  # of a tar file
 ZSTD_LEVEL = 3
 COMPRESSIONS = (None, "zstd")
@@ -66,7 +64,7 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def decode_array(payload: bytes | np.ndarray, compressed: bool) -> np.ndarray:
+def decode_array(payload: bytes | bytearray | memoryview, compressed: bool) -> np.ndarray:
     """The array of an ``.npy`` payload, without a copy; ValueError for anything else than plain numbers."""
     if compressed:
         declared = zstandard.frame_content_size(payload)
@@ -109,7 +107,7 @@ def encode(sample: Sample, compression: str | None) -> Iterator[tuple[str, bytes
     yield JSON, text.encode()
 
 
-def decode(key: str, payloads: Mapping[str, np.ndarray], specs: Mapping[str, ImageSpec]) -> Sample:
+def decode(key: str, payloads: Mapping[str, memoryview], specs: Mapping[str, ImageSpec]) -> Sample:
     """The inverse of :func:`encode` for the members that are given (``json`` among them)."""
     fields: dict[str, Any] = json.loads(bytes(payloads[JSON]))
     images, labels = {}, fields["labels"]

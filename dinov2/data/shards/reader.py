@@ -159,8 +159,8 @@ class ShardSet:
         except (OSError, EOFError, KeyError, ValueError) as error:
             raise DamagedSample(f"{path}, sample {key!r}: {error}; {REMEDY}") from error
 
-    def _payloads(self, part: Part, number: int, run: Sequence[Member]) -> Iterator[tuple[Member, np.ndarray]]:
-        """Members that lie back to back, each with its payload uint8 ``[size]``."""
+    def _payloads(self, part: Part, number: int, run: Sequence[Member]) -> Iterator[tuple[Member, memoryview]]:
+        """Members that lie back to back, each with its payload."""
         start, end = run[0].start, run[-1].end
         if end > part.bytes[number]:
             raise ValueError(f"{run[-1].name} is said to end at byte {end} of {part.bytes[number]}")
@@ -169,7 +169,7 @@ class ShardSet:
             record = buffer[m.start - start : m.end - start]
             if self.checksums and crc32c(record) != m.crc:
                 raise ValueError(f"the checksum of {m.name} differs")
-            yield m, record[m.header : m.header + m.size]
+            yield m, record[m.header : m.header + m.size].data
 
     def _open_sidecar(self, shard: int) -> tuple[Sidecar, Sequence[int]]:
         """A shard's sidecar and which of its samples are in this set."""

@@ -64,7 +64,7 @@ class Sidecar:
     def holding(self, images: Collection[str]) -> np.ndarray:
         """Numbers of the samples that have at least one of these images."""
         wanted = [number for number, name in enumerate(self.names) if array_name(name) in images]
-        sample = np.repeat(np.arange(len(self.keys)), np.diff(self.first.astype(np.int64)))  # [M]
+        sample = np.repeat(np.arange(len(self.keys)), np.diff(self.first).astype(np.int64))  # [M]
         return np.unique(sample[np.isin(self.table["name"], wanted)])
 
     def pack(self) -> bytes:

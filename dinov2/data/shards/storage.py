@@ -69,7 +69,7 @@ def read_range(path: str, start: int, size: int) -> np.ndarray:
         buffer = np.empty(size, np.uint8)
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            buffer = buffer[: os.preadv(descriptor, [buffer], start)]
+            buffer = buffer[: os.preadv(descriptor, [buffer.data], start)]
         finally:
             os.close(descriptor)
     if len(buffer) < size:
