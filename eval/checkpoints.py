@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from dinov2.data.stats import Normalisation
-from dinov2.models.export import load_export
+from dinov2.models.export import load_export, read_export_info
 from dinov2.models.state import read_weights
 from dinov2.models.zoo import candidates
 from dinov2.train import checkpoint
@@ -36,6 +36,17 @@ def load_file(path: Path, name: str) -> Model:
         encoder, normalisation = from_checkpoint(path, content), content["normalisation"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return Model(name, "pretrained", digest, Transformer(encoder), Normalisation.from_dict(normalisation))
+
+
+def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
+    """What builds the encoder of an export or a checkpoint anew, and its normalisation."""
+    if path.suffix == ".safetensors":
+        header = read_export_info(path)
+        return header["encoder"], Normalisation.from_dict(header["normalisation"])
+    model = load_file(path, path.stem)
+    if not isinstance(model.network, Transformer) or model.expects:
+        raise ValueError(f"{path} holds a released encoder: its random floor is NAME@random")
+    return model.network.encoder.config, model.normalisation
 
 
 def from_checkpoint(path: Path, content: Mapping[str, Any]) -> nn.Module:

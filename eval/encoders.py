@@ -26,13 +26,11 @@ from pathlib import Path
 import torch
 
 from dinov2.config import fingerprint
-from dinov2.data.stats import Normalisation
 from dinov2.models import build_encoder
-from dinov2.models.export import read_export_info
 from dinov2.models.zoo import ZOO
 from dinov2.sensors import suggest
 from eval.baselines import BASELINES, baseline
-from eval.checkpoints import load_file
+from eval.checkpoints import architecture, load_file
 from eval.networks import Model, PixelStats, Transformer
 from eval.released import is_released, options, released, released_name, released_parts
 from eval.users import users_encoder
@@ -114,11 +112,10 @@ def model_file(obj: str) -> Path:
 def random_floor(target: str, seed: int) -> Model:
     """``random:RUN`` or ``random:ARCHITECTURE?key=value&key=value``: the weights depend on ``seed`` alone."""
     if target and Path(target).exists():
-        header = read_export_info(model_file(target))
-        config, normalisation = header["encoder"], Normalisation.from_dict(header["normalisation"])
+        config, normalisation = architecture(model_file(target))
     else:
-        architecture, _, query = target.partition("?")
-        config, normalisation = {"name": architecture, **options(query, f"random:{target}")}, None
+        name, _, query = target.partition("?")
+        config, normalisation = {"name": name, **options(query, f"random:{target}")}, None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = build_encoder(**config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 from typing import Any
 
 import torch
@@ -54,9 +55,14 @@ def users_encoder(target: str, seed: int) -> Model:
         raise ValueError(
             f"model {name!r}: {error}; write py:package.module:function and put the package's folder on PYTHONPATH"
         ) from error
+    given = options(query, name)
+    try:
+        inspect.signature(build).bind(**given)
+    except TypeError as error:
+        raise ValueError(f"model {name!r}: {error}") from error
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = build(**options(query, name))
+        encoder = build(**given)
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"model {name!r}: the function returned a {type(encoder).__name__}, not a torch.nn.Module")
     expects = getattr(encoder, "expects", None)

@@ -1,8 +1,10 @@
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.stats import Normalisation
@@ -12,7 +14,7 @@ from eval.bands import Channel, stand_ins
 from eval.datasets import EvalDataset, Split
 from eval.encoders import load_model
 from eval.features import VIEW, batches, extract
-from eval.joining import join
+from eval.joining import join, received_table
 
 CPU = torch.device("cpu")
 S2 = SENSORS["sentinel2_l2a"].band_names
@@ -172,6 +174,50 @@ def test_what_has_no_wavelength_is_refused_by_name():
     height = ImageSpec("dem", 10, ("elevation",), "uint16", "metre")
     with pytest.raises(ValueError, match="by wavelength or polarisation and cannot take dem/elevation"):
         join(load_model(f"dofa@random?{VIT}&wave_dim=8"), dataset(optical(), height))
+
+
+def test_models_by_wavelength_go_without_what_has_none():
+    height = ImageSpec("dem", 10, ("elevation",), "uint16", "metre")
+    model, data = load_model(f"dofa@random?{VIT}&wave_dim=8"), dataset(optical(), height)
+    joined = join(model, data, "drop")
+    assert joined.images == ["sentinel2_l2a-10m"] and [c.name for c in joined.channels] == list(S2)
+    named = dataclasses.replace(data, bands=("elevation", "B08", "B02"))
+    assert join(model, named, "drop").bands == ("B08", "B02")
+    with pytest.raises(ValueError, match="cannot take dem/elevation"):
+        join(model, dataset(height), "drop")
+
+
+def test_what_becomes_of_images_of_another_size():
+    data, chosen = dataset(optical()), dataset(optical(), size=24)
+    model = load_model(f"dofa@random?{VIT}&wave_dim=8")  # made for 16 pixels
+    ours = load_model(f"random:vit_tiny?{VIT}&attn_dim=32&attn_heads=2")
+
+    def sizes(*arguments):
+        joined = join(*arguments)
+        return joined.size, joined.window, joined.sizing
+
+    assert sizes(model, data) == sizes(model, data, "error", "resize") == (16, None, "resized to 16")
+    assert sizes(model, chosen) == (24, None, "resized to 24")
+    assert sizes(model, data, "error", "tile") == (None, 16, "tiles of 16")
+    assert sizes(model, chosen, "error", "tile") == (24, 16, "tiles of 16")
+    assert sizes(model, data, "error", "interpolate") == (None, None, "positions interpolated")
+    assert sizes(ours, data) == (None, None, "positions interpolated")
+    assert sizes(ours, data, "error", "resize") == (16, None, "resized to 16")
+    with pytest.raises(ValueError, match="pixelstats was made for no size: model.size=tile cannot be"):
+        join(load_model("pixelstats"), data, "error", "tile")
+    with pytest.raises(ValueError, match="model.size is 'resized'; did you mean 'resize'"):
+        join(model, data, "error", "resized")
+
+
+def test_what_is_received_can_be_looked_at():
+    data, out = dataset(optical(), RADAR), io.StringIO()
+    model = load_model(f"ssl4eo_mae@random?{VIT}")
+    joined = join(model, data, "zero")
+    Console(file=out, width=120).print(received_table(joined.received(seen(model, data, "zero")["imgs"])))
+    lines = {line.split("│")[1].strip(): line for line in out.getvalue().splitlines() if line.startswith("│")}
+    assert list(lines) == [f"sentinel2_l1c/{name}" for name in L1C]
+    assert "zeros" in lines["sentinel2_l1c/B10"] and "sentinel2_l2a/B02" in lines["sentinel2_l1c/B02"]
+    assert " 492 " in lines["sentinel2_l1c/B02"] or " 493 " in lines["sentinel2_l1c/B02"]
 
 
 def test_a_band_stored_twice_is_ambiguous():
