@@ -11,7 +11,13 @@ FROZEN = Path(__file__).with_name("frozen_keys.txt")
 
 
 def keys() -> list[str]:
-    parts = {"data": schema.Data, "augment": schema.Augment, "model": schema.Model, "optim": schema.Optim}
+    parts = {
+        "data": schema.Data,
+        "augment": schema.Augment,
+        "series": schema.Series,
+        "model": schema.Model,
+        "optim": schema.Optim,
+    }
     parts["train"] = schema.Train
     parts |= {f"objective({name})": objectives.options(name) for name in objectives.OBJECTIVES}
     return [f"{part}.{key}" for part, schema_ in parts.items() for key in OmegaConf.structured(schema_)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 View = dict[str, Tensor]
@@ -59,7 +60,8 @@ class Batch:
     ``views[name]``: ``imgs`` float32 ``[count*B, C, S, S]`` standardised, crop-major (crop 0 of all samples, then
     crop 1, ...), ``chn_ids`` int64 ``[count*B, C]``, ``spec_masks`` bool ``[count*B, C]`` (True = padding), and where
     the ViewSpec has a mask ``masks`` bool ``[count*B, L]`` (True = hidden). ``positions`` int64 ``[B]`` are global
-    sample positions; ``keys`` the samples' keys; ``labels`` whatever integer labels the samples carry.
+    sample positions; ``keys`` the samples' keys; ``labels`` whatever integer labels the samples carry. A view of pixel
+    series is the dictionary of :mod:`dinov2.models.timeseries`.
     """
 
     views: Mapping[str, View]
@@ -72,3 +74,9 @@ class Batch:
     def size(self) -> int:
         """Number of samples B on this rank."""
         return len(self.keys)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        views = {name: {k: x.to(device) for k, x in view.items()} for name, view in self.views.items()}
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        return replace(self, views=views, positions=self.positions.to(device), labels=labels)

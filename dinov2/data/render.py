@@ -33,8 +33,10 @@ def standardise(stored: Tensor, inside: Tensor, params: Tensor, noise: Tensor, p
 
 
 @torch.no_grad()
-def render(raw: RawBatch, device: torch.device | str) -> Batch:
-    """Compute the views of a batch on ``device`` (outside autocast: pixels are float32)."""
+def render(raw: RawBatch | Batch, device: torch.device | str) -> Batch:
+    """Compute the views of a batch on ``device`` (outside autocast: pixels are float32); pixel series are ready."""
+    if isinstance(raw, Batch):
+        return raw.to(device)
     assert not torch.is_autocast_enabled(torch.device(device).type)
     pixels = raw.buffer.to(device, non_blocking=True)
     return Batch(

@@ -8,6 +8,8 @@ from torch import nn
 
 from dinov2.models.patch import ConvPatchEmbed
 from dinov2.models.spectral import SpectralPatchEmbed
+from dinov2.models.timeseries import NAME as SERIES
+from dinov2.models.timeseries import SeriesEncoder
 from dinov2.models.vit import SIZES, VisionTransformer
 
 EMBEDDINGS = ("spectral", "conv")
@@ -25,16 +27,19 @@ SPECTRAL = {
 
 def build_encoder(
     name: str = "vit_base", patch_size: int = 14, img_size: int = 224, embed: str = "spectral", **options: Any
-) -> VisionTransformer:
+) -> VisionTransformer | SeriesEncoder:
     """A vision transformer ``vit_tiny|small|base|large|giant2`` behind a patch embedding.
 
     ``embed``: ``spectral`` (any bands; options: the keys of ``SPECTRAL``, ``attn_dim`` by default three times the
     width, as published) or ``conv`` (option ``in_chans``, the number of fixed bands). Further options are those of
     VisionTransformer and Block; ``embed_dim``, ``depth`` and ``num_heads`` override the size (None: keep it).
-    ``build_encoder(**encoder.config)`` builds the same architecture again. Unknown names raise ValueError.
+    ``build_encoder(**encoder.config)`` builds the same architecture again. Unknown names raise ValueError. The name
+    ``timeseries`` builds a SeriesEncoder, which has options of its own.
     """
+    if name == SERIES:
+        return SeriesEncoder(**options)
     if name not in SIZES:
-        raise ValueError(f"unknown encoder {name!r}; known: {', '.join(SIZES)}")
+        raise ValueError(f"unknown encoder {name!r}; known: {', '.join([*SIZES, SERIES])}")
     if embed not in EMBEDDINGS:
         raise ValueError(f"unknown patch embedding {embed!r}; known: {', '.join(EMBEDDINGS)}")
     given = {k: v for k, v in options.items() if not (k in SIZES[name] and v is None)}

@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dinov2 import config, distributed, objectives
-from dinov2.data import views
+from dinov2.data import series, views
 from dinov2.data.sample import Sample
 from dinov2.data.shards import ShardSet
 from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
 from dinov2.env import expand
-from dinov2.models import build_encoder
+from dinov2.models import build_encoder, timeseries
 from dinov2.models.state import load_strict
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.weights import load_weights
@@ -88,13 +88,27 @@ def build_model(model: DictConfig) -> tuple[VisionTransformer, dict[str, Tensor]
         kept = {key: value for key, value in own.items() if key.startswith(fresh)}
         loaded = {key: value for key, value in source.state_dict().items() if not key.startswith(fresh)}
         load_strict(encoder, loaded | kept, model.weights)
-    return encoder, beside
+    return cast(VisionTransformer, encoder), beside
+
+
+def build_series_model(model: DictConfig, options: series.Series) -> timeseries.SeriesEncoder:
+    """The series encoder that the ``model`` section describes, for the sensors and bands of the ``series`` section."""
+    if model.weights:
+        raise ValueError(f"model.weights {model.weights}: an encoder of pixel series starts from random weights")
+    names = ("embed_dim", "width", "depth", "num_heads", "pooling", "fusion", "days")
+    given = {name: model[name] for name in names if model[name] is not None}
+    return cast(timeseries.SeriesEncoder, build_encoder(timeseries.NAME, inputs=options.inputs, **given))
 
 
 def build_objective(cfg: DictConfig) -> Objective:
     """The objective around its encoder, seeded: the same weights on every rank."""
     torch.manual_seed(cfg.train.seed)
-    encoder, beside = build_model(cfg.model)
+    beside: dict[str, Tensor] = {}
+    encoder: VisionTransformer | timeseries.SeriesEncoder
+    if cfg.model.arch == timeseries.NAME:
+        encoder = build_series_model(cfg.model, series_options(cfg))
+    else:
+        encoder, beside = build_model(cfg.model)
     options = config.plain(cfg.objective)
     objective = objectives.build_objective(options.pop("name"), encoder, **options)
     parameters = dict(objective.named_parameters())
@@ -106,6 +120,11 @@ def build_objective(cfg: DictConfig) -> Objective:
                 f"model.patch_size {encoder.patch_size} does not divide the {view.name} view of {view.size} pixels"
             )
     return objective
+
+
+def series_options(cfg: DictConfig) -> series.Series:
+    """The ``series`` section."""
+    return series.Series(**config.plain(cfg.series))
 
 
 def image_keys(shards: ShardSet, names: Sequence[str] | None) -> list[str] | None:
@@ -135,15 +154,18 @@ def build_stream(cfg: DictConfig, objective: Objective, shards: ShardSet, normal
     """This rank's batches of the views that ``objective`` asks for."""
     images = image_keys(shards, cfg.data.images)
     check_terrain(cfg.model, shards, images)
-    augment = views.Augment(**config.plain(cfg.augment))
+    augment, options = views.Augment(**config.plain(cfg.augment)), series_options(cfg)
+    of_pixels = cfg.model.arch == timeseries.NAME
 
-    def draw(sample: Sample, key: views.Key) -> views.RawSample:
+    def draw(sample: Sample, key: views.Key) -> views.RawSample | series.Drawn:
+        if of_pixels:
+            return series.draw(sample, options, normalisation, key)
         return views.draw(sample, objective.views, augment, normalisation, key)
 
     return Stream(
         shards,
         draw=draw,
-        collate=views.collate,
+        collate=series.collate if of_pixels else views.collate,
         batch_size=cfg.data.batch_size,
         seed=cfg.train.seed,
         rank=distributed.rank(),

@@ -10,7 +10,10 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dinov2 import config, objectives
+from dinov2.data.series import VIEW_OPTIONS, Series
 from dinov2.data.views import Augment
+from dinov2.models import timeseries
+from dinov2.objectives.two_view import ROWS
 from dinov2.sensors import suggest
 from dinov2.train.log import TRACKERS
 
@@ -31,7 +34,7 @@ class Data:
 class Model:
     """The encoder; see dinov2.models.build_encoder."""
 
-    arch: str = "vit_base"  # vit_tiny | vit_small | vit_base | vit_large | vit_giant2
+    arch: str = "vit_base"  # vit_tiny | vit_small | vit_base | vit_large | vit_giant2 | timeseries
     patch_size: int = 14
     image_size: int = 224  # size the position grid is made for; other sizes interpolate
     embed: str = "spectral"  # spectral | conv (fixed number of bands, in_chans)
@@ -46,6 +49,10 @@ class Model:
     layer_scale: float | None = 1e-5  # null = none
     ffn: str = "mlp"  # mlp | swiglu
     drop_path: float = 0.0
+    width: int | None = None  # timeseries: channels of a branch; null = four times embed_dim
+    pooling: str = "gru"  # timeseries: what weighs the dates: gru | attention
+    fusion: str = "concat"  # timeseries: of the branches: concat | sum
+    days: str = "cyclic"  # timeseries: how the day of the year enters: cyclic | raw (as published)
     weights: str | None = None  # start from an exported encoder, a run folder, or released weights NAME@FILE
     fresh: list[str] = field(default_factory=list)  # beginnings of parameter names that do not come from weights
 
@@ -133,6 +140,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         [
             ("data", Data, field(default_factory=Data)),
             ("augment", Augment, field(default_factory=Augment)),
+            ("series", Series, field(default_factory=Series)),
             ("model", Model, field(default_factory=Model)),
             ("objective", objective, field(default_factory=objective)),
             ("optim", Optim, field(default_factory=Optim)),
@@ -144,6 +152,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         for key in keys:
             if cfg[part][key] is not None and not cfg[part][key] > 0:
                 raise ValueError(f"{path}: {part}.{key} is {cfg[part][key]}; it must be greater than 0")
+    if cfg.model.arch == timeseries.NAME and name not in ROWS:
+        raise ValueError(f"{path}: objective {name} has no views of pixel series; choose one of {', '.join(ROWS)}")
+    idle = [k for layer in layers for k in layer.get("objective", {}) if k in VIEW_OPTIONS]
+    if cfg.model.arch == timeseries.NAME and idle:
+        raise ValueError(f"{path}: objective.{idle[0]} is of images; the views of pixel series are set by series.*")
     for name in cfg.train.track:
         if name not in TRACKERS:
             raise ValueError(f"{path}: train.track names {name!r}{suggest(name, list(TRACKERS))}")

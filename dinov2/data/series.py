@@ -1,0 +1,239 @@
+"""Pixel time series: what the branches of the series encoder see of a pixel, and the views that pretraining draws.
+
+A branch sees one sensor. Radar looks of different orbits are dates of their own, each standardised with its orbit's
+statistics, in one sequence. Legend: P pixels, N dates, K dates of a view, C bands of a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dinov2.data.batch import Batch, View
+from dinov2.data.sample import ImageSpec, Sample
+from dinov2.data.stats import Normalisation
+from dinov2.data.views import Key, generator
+from dinov2.sensors import SENSORS
+
+VIEW = "crop"  # of the two-view objectives
+VIEWS = 2
+VIEW_OPTIONS = ("size", "scale", "bands", "distinct")  # of objectives: they describe crops of images
+ORBITS = ("", "_ascending", "_descending")
+OPTICAL = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")  # as BTFM and TESSERA order them
+
+Inputs = Mapping[str, Sequence[str]]  # branch -> sensor, band, band, ...
+
+
+@dataclass
+class Series:
+    """Which series the encoder sees, and how its two views of a pixel are drawn."""
+
+    optical: str = "sentinel2_l2a"  # sensor of the optical branch
+    optical_bands: list[str] = field(default_factory=lambda: list(OPTICAL))
+    radar: str = "sentinel1_rtc"  # sensor of the radar branch
+    radar_bands: list[str] = field(default_factory=lambda: ["VV", "VH"])  # of any orbit
+    dates: int = 40  # most dates of a sensor in a view
+    keep: float = 0.8  # share of a pixel's valid dates in a view
+    window_days: int = 30  # length of a gap without any date
+    window_probability: float = 0.5  # of such a gap in a view
+    drop_sensor: float = 0.1  # probability that a view of a pixel with both sensors shows one only
+
+    def __post_init__(self) -> None:
+        for sensor, *bands in self.inputs.values():
+            SENSORS[sensor].channel_ids(bands)  # an unknown sensor or band raises here, by name
+
+    @property
+    def inputs(self) -> Inputs:
+        """As :class:`dinov2.models.timeseries.SeriesEncoder` takes it."""
+        return {"s2": [self.optical, *self.optical_bands], "s1": [self.radar, *self.radar_bands]}
+
+
+class Observed(NamedTuple):
+    """Stored numbers ``[T, C', P]`` of one image, what they are, and when: ISO dates ``[T]``."""
+
+    stored: np.ndarray
+    spec: ImageSpec
+    dates: Sequence[str]
+    clear: np.ndarray | None = None  # bool [T, P], where a mask says so
+
+
+@dataclass(frozen=True)
+class Track:
+    """Every look of one sensor at P pixels, in the order of time.
+
+    ``stored`` ``[N, P, C]``; ``valid`` bool ``[N, P]``; ``dates`` int ``[N]`` days since 1970, ``days`` int ``[N]`` of
+    the year; ``mean``, ``std`` float32 ``[N, C]`` in the model's unit.
+    """
+
+    stored: np.ndarray
+    valid: np.ndarray
+    dates: np.ndarray
+    days: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    spec: ImageSpec | None
+
+    def pick(self, name: str, pixels: np.ndarray, chosen: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
+        """What branch ``name`` sees of ``pixels [p]`` at dates number ``chosen [p, K]``; ``shown`` False is padding."""
+        values = np.zeros((*chosen.shape, self.mean.shape[1]), np.float32)  # [p, K, C]
+        if self.spec is not None:
+            stored = self.stored[chosen, pixels[:, None]]
+            values = (self.spec.to_model(stored) - self.mean[chosen]) / self.std[chosen]
+            values[self.spec.invalid(stored) | ~shown[..., None]] = 0  # the band's mean
+        return {name: values, f"{name}_days": self.days[chosen], f"{name}_valid": shown}
+
+
+def observe(images: Sequence[Observed], wanted: Sequence[str], pixels: int, norm: Normalisation, where: str) -> Track:
+    """The looks of sensor ``wanted[0]`` with bands ``wanted[1:]`` among ``images``; none of them: a track without any.
+
+    ``where`` names the source in complaints: ValueError for a band that is absent, dates that do not fit the images,
+    bands without statistics and images in different units.
+    """
+    sensor, bands = wanted[0], list(wanted[1:])
+    looks, spec = [], None
+    for image in images:
+        if image.spec.sensor != sensor:
+            continue
+        if len(image.dates) != len(image.stored):
+            raise ValueError(f"{where}, {sensor}: {len(image.stored)} images but {len(image.dates)} dates")
+        spec = spec or image.spec
+        if (image.spec.unit, image.spec.scale, image.spec.offset) != (spec.unit, spec.scale, spec.offset):
+            raise ValueError(f"{where}: two images of {sensor} differ in unit, scale or offset")
+        dates = np.array(image.dates, "datetime64[D]")
+        for index, names in _orbits(image.spec.bands, bands, f"{where}, {sensor}"):
+            stored = np.moveaxis(image.stored[:, index], 1, 2)  # [T, P, C]
+            valid = ~image.spec.invalid(stored).all(-1)
+            valid = valid if image.clear is None else valid & image.clear
+            mean, std = norm.lookup(image.spec, names)
+            looks.append((stored, valid, dates, np.tile(mean, (len(dates), 1)), np.tile(std, (len(dates), 1))))
+    if not looks or not sum(len(look[2]) for look in looks):
+        none = np.zeros((1, len(bands)), np.float32)
+        return Track(np.zeros((1, pixels, 0)), np.zeros((1, pixels), bool), np.zeros(1, int), np.ones(1, int),
+                     none, none + 1, None)  # fmt: skip
+    stored, valid, dates, mean, std = (np.concatenate(part) for part in zip(*looks, strict=True))
+    order = np.argsort(dates, kind="stable")
+    dates = dates[order]
+    days = (dates - dates.astype("datetime64[Y]")).astype(int) + 1
+    return Track(stored[order], valid[order], dates.astype(int), days, mean[order], std[order], spec)
+
+
+def _orbits(bands: Sequence[str], wanted: Sequence[str], where: str) -> list[tuple[list[int], list[str]]]:
+    """Indices and names of the wanted bands in each orbit that is there."""
+    found = []
+    for orbit in ORBITS:
+        names = [band + orbit for band in wanted]
+        if any(name in bands for name in names):
+            missing = [name for name in names if name not in bands]
+            if missing:
+                raise ValueError(
+                    f"{where}: no band {', '.join(missing)}, which the encoder sees; {', '.join(bands)} are there"
+                )
+            found.append(([bands.index(name) for name in names], names))
+    if not found:
+        raise ValueError(f"{where}: none of the encoder's bands {', '.join(wanted)}; {', '.join(bands)} are there")
+    return found
+
+
+def tracks(sample: Sample, inputs: Inputs, norm: Normalisation) -> dict[str, Track]:
+    """The tracks of all pixels of a sample, by branch."""
+    sample.check_finite()
+    images = []
+    for name, image in sample.images.items():
+        if image.ndim != 4:
+            raise ValueError(f"sample {sample.key!r}, image {name!r} is no time series [T, C, H, W]")
+        images.append(Observed(image.reshape(*image.shape[:2], -1), sample.specs[name], sample.times.get(name, [])))
+    sides = {image.stored.shape[2] for image in images}
+    if len(sides) > 1:
+        raise ValueError(f"sample {sample.key!r}: its images differ in size, which pixel series must not")
+    where = f"sample {sample.key!r}"
+    return {name: observe(images, wanted, max(sides), norm, where) for name, wanted in inputs.items()}
+
+
+class Drawn(NamedTuple):
+    """The views of one pixel before they are joined: each as the encoder's dictionary without its batch axis."""
+
+    key: str
+    position: int
+    views: list[dict[str, np.ndarray]]
+    labels: dict[str, int]
+
+
+def draw(sample: Sample, options: Series, norm: Normalisation, key: Key) -> Drawn:
+    """Two views of one pixel of ``sample``: random subsets of its valid dates, in order; ``key`` as in ``data.views``.
+
+    Raises ValueError, naming the sample, where no pixel was ever observed, and as :func:`observe` does.
+    """
+    seen = tracks(sample, options.inputs, norm)
+    observed = np.flatnonzero(np.any([track.valid.any(0) for track in seen.values()], axis=0))
+    if not observed.size:
+        raise ValueError(f"sample {sample.key!r}: no pixel has a valid date")
+    pixel = observed[generator(key, VIEW, 0).integers(len(observed))]
+    views = [_view(seen, pixel, options, generator(key, VIEW, 1 + i)) for i in range(VIEWS)]
+    labels = {name: int(value) for name, value in sample.labels.items() if isinstance(value, int | np.integer)}
+    return Drawn(sample.key, key[2], views, labels)
+
+
+def _view(
+    seen: Mapping[str, Track], pixel: np.intp, options: Series, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """One view of a pixel."""
+    valid = {name: np.flatnonzero(track.valid[:, pixel]) for name, track in seen.items()}
+    both = [name for name, dates in valid.items() if dates.size]
+    dropped = both[rng.integers(2)] if rng.random() < options.drop_sensor and len(both) == 2 else None
+    gap = _gap(np.concatenate([seen[n].dates[d] for n, d in valid.items()]), options, rng)
+    view: dict[str, np.ndarray] = {}
+    for name, track in seen.items():
+        dates = valid[name] if name != dropped else valid[name][:0]
+        outside = dates[(track.dates[dates] < gap[0]) | (track.dates[dates] >= gap[1])]
+        dates = outside if outside.size else dates  # a gap never takes a sensor's last date
+        count = min(options.dates, max(1, round(options.keep * len(dates))), len(dates))
+        kept = np.sort(rng.permutation(dates)[:count])
+        chosen = np.concatenate([kept, np.zeros(options.dates - count, int)])  # [K]
+        shown = np.arange(options.dates) < count
+        picked = track.pick(name, np.array([pixel]), chosen[None], shown[None])
+        view.update({k: v[0] for k, v in picked.items()})
+    return view
+
+
+def _gap(dates: np.ndarray, options: Series, rng: np.random.Generator) -> tuple[int, int]:
+    """First day of a gap within the span of ``dates``, and the day after it; empty where there is none."""
+    start = int(rng.integers(dates.min(), dates.max(), endpoint=True))
+    return start, start + options.window_days * bool(rng.random() < options.window_probability)
+
+
+def collate(drawn: Sequence[Drawn]) -> Batch:
+    """Join pixels, view-major: standardised already, so the device has nothing left to compute."""
+    rows = [d.views[i] for i in range(VIEWS) for d in drawn]
+    view: View = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    labels = sorted({label for d in drawn for label in d.labels})
+    return Batch(
+        {VIEW: view},
+        torch.tensor([d.position for d in drawn]),
+        [d.key for d in drawn],
+        {label: torch.tensor([d.labels.get(label, -1) for d in drawn]) for label in labels},
+    )
+
+
+def bring(valid: np.ndarray, count: int, padding: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which dates of P series become ``count`` dates: numbers ``[P, K]`` and shown ``[P, K]``; ``valid [N, P]``.
+
+    More dates than ``count`` are thinned to the centres of as many equal parts. Fewer are padded (``mask``), or come
+    again spread evenly (``repeat``). A series without any date shows nothing.
+    """
+    order = np.argsort(~valid.T, axis=1, kind="stable")  # [P, N] valid dates first, in time
+    n = valid.sum(0)[:, None]  # [P, 1]
+    step = np.arange(count)
+    spread = (2 * step + 1) * n // (2 * count)  # [P, K]
+    padded = np.minimum(step, np.maximum(n - 1, 0))
+    places = spread if padding == "repeat" else np.where(n > count, spread, padded)
+    shown = np.broadcast_to(n > 0, places.shape) if padding == "repeat" else step < n
+    return np.take_along_axis(order, places, 1), shown
+
+
+def bin_of(counts: np.ndarray, bins: Sequence[int]) -> np.ndarray:
+    """The smallest of ``bins`` that holds each count ``[P]``, or the largest bin."""
+    return np.asarray(bins)[np.minimum(np.searchsorted(bins, counts), len(bins) - 1)]
