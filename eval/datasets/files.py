@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +78,17 @@ def files(
         columns, lists = rows_of.add_splits(columns, folder, parts, fields, entry, column)
         return columns, seen + lists
 
-    table = kept({**recipe, "root": folder}, build)
-    rows = table.filter(pc.invert(pc.is_in(pc.cast(table[label], "string"), pa.array(ignore)))) if ignore else table
+    found = kept({**recipe, "root": folder}, build)
+    rows = with_label(found, label, ignore or [])
     names = tuple(classes or (sorted({str(value) for value in rows[label].to_pylist()}) if label else ["value"]))
     stored = {spec.key: (layer, spec) for layer, spec in stored_as(folder, layers, rows)}
     shown = chosen_specs({name: spec for name, (_, spec) in stored.items()}, images, bands)
-    maps = target and MapReader(folder, target, names if kind == "segmentation" else None)
+    maps = MapReader(folder, target, names if kind == "segmentation" else None) if target else None
     splits = {}
     for name in SPLITS:
         part = rows.filter(pc.equal(rows["split"], name))
         source = Source(folder, {spec.key: stored[spec.key] for spec in shown}, finest, part, tile, maps)
-        labels = label and image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},")
+        labels = image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},") if label else None
         splits[name] = Split(part["key"].to_pylist(), labels, source.sample, source.map if maps else None)
     dataset = EvalDataset(
         name=title or folder.name,
@@ -98,7 +98,7 @@ def files(
         bands=tuple(bands) if bands else None,
         size=size,
         data_hash=data_hash(repr((stored, target)), rows),
-        ignored=len(table) - len(rows),
+        ignored=len(found) - len(rows),
         kind=kind,
         unit=unit,
         frames=max(layer.longest(rows) for layer in layers.values()),
@@ -112,6 +112,17 @@ def data_hash(described: str, rows: pa.Table) -> str:
     digest = hashlib.sha256("\n".join([described, *rows["key"].to_pylist()]).encode())
     digest.update(rows["bytes"].to_numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def with_label(rows: pa.Table, label: str | None, ignore: Sequence[str]) -> pa.Table:
+    """The rows whose ``label`` is none of ``ignore``."""
+    if label is None:
+        return rows
+    if label not in rows.column_names:
+        raise ValueError(f"dataset.label {label!r} is unknown; known: {', '.join(rows.column_names)}")
+    if not ignore:
+        return rows
+    return rows.filter(pc.invert(pc.is_in(pc.cast(rows[label], "string"), pa.array(ignore))))
 
 
 def stored_as(root: Path, layers: Mapping[str, Layer], rows: pa.Table) -> list[tuple[Layer, ImageSpec]]:
@@ -139,16 +150,16 @@ class Source:
         """Row ``i``."""
         return {name: self.rows[name][i].as_py() for name in self.rows.column_names}
 
-    def window(self, values: Mapping[str, Any]) -> Tile | None:
-        """The pixels of a row, None for whole files."""
+    def tile_of(self, values: Mapping[str, Any]) -> Tile | None:
+        """The pixels of a row on the finest grid, None for whole files."""
         return Tile(values["row"], values["column"], self.tile) if self.tile else None
 
     def sample(self, i: int) -> Sample:
         """Sample ``i``."""
         values, images, times = self.values(i), {}, {}
         for key, (layer, spec) in self.layers.items():
-            ratio = layer.gsd_m / self.finest.gsd_m
-            images[key] = layer.read(self.root, values, spec, self.window(values), ratio)
+            tile = self.tile_of(values)
+            images[key] = layer.read(self.root, values, spec, tile and tile.on(layer.gsd_m / self.finest.gsd_m))
             times[key] = layer.times(values)
         specs = {key: spec for key, (_, spec) in self.layers.items()}
         return Sample(values["key"], images, specs, times, meta={"id": values["id"]})
@@ -157,5 +168,4 @@ class Source:
         """The truth ``[H, W]`` of sample ``i``; ValueError where it is not on the grid of the finest image."""
         assert self.maps is not None
         values = self.values(i)
-        image = self.finest.first_file(self.root, values)
-        return self.maps(values, self.window(values), stores.header(image), image)
+        return self.maps(values, self.tile_of(values), self.finest.first_file(self.root, values))

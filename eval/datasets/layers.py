@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from omegaconf import MISSING
+from rasterio.windows import Window
 
 from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS
 from eval.datasets import stores
 from eval.datasets.listing import Pattern
-from eval.datasets.stores import Tile
 
 DATE_FORMS = (("%Y-%m-%d", r"\d{4}-\d\d-\d\d"), ("%Y%m%d", r"\d{8}"), ("%Y%j", r"\d{7}"), ("%Y-%m", r"\d{4}-\d\d"))
 
@@ -82,9 +82,9 @@ class Layer:
         dates = [iso_date(str(values.get(step, step))) for step in self.dates or values.get("date") or []]
         return [date for date in dates if date] if all(dates) else []
 
-    def read(self, root: Path, values: Mapping[str, Any], spec: ImageSpec, tile: Tile | None, ratio: float) -> np.ndarray:
-        """``[C, H, W]``, or ``[T, C, H, W]`` for several dates, of one sample; ``ratio`` as in :meth:`Tile.on`."""
-        steps = [self.read_files(self.files(root, values, step), tile and tile.on(ratio)) for step in self.steps(values)]
+    def read(self, root: Path, values: Mapping[str, Any], spec: ImageSpec, window: Window | None) -> np.ndarray:
+        """``[C, H, W]``, or ``[T, C, H, W]`` for several dates, of one sample."""
+        steps = [self.read_files(self.files(root, values, step), window) for step in self.steps(values)]
         image = np.stack(steps) if "{date}" in self.path else steps[0]
         if self.frames > 1:
             image = image.reshape(self.frames, len(spec.bands), *image.shape[-2:])
@@ -95,7 +95,7 @@ class Layer:
             image[np.isnan(image) if np.isnan(other) else image == other] = self.fills[0]
         return image.astype(spec.dtype, copy=False)
 
-    def read_files(self, files: Sequence[Path], window: Any) -> np.ndarray:
+    def read_files(self, files: Sequence[Path], window: Window | None) -> np.ndarray:
         """``[frames * C, H, W]`` of one date."""
         parts = [stores.read(path, self.channels, window) for path in files]
         image = np.concatenate(parts)

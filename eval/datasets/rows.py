@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import floor
 from pathlib import Path
@@ -23,14 +24,19 @@ def of_files(root: Path, layer: Layer) -> tuple[Columns, list[Path]]:
     columns, folders = scan(root, Pattern(layer.path).fix(fixed))
     if "id" not in columns:
         raise ValueError(f"the path {layer.path} of the first layer has no {{id}}: it names the samples")
-    if "date" in columns:
-        dates: dict[tuple[Any, ...], list[str]] = {}
-        fields = [name for name in columns if name not in ("date", "bytes")]
-        for date, *values in zip(columns["date"], *(columns[name] for name in fields), strict=True):
-            dates.setdefault(tuple(values), []).append(date)
-        columns = {name: list(column) for name, column in zip(fields, zip(*dates, strict=True), strict=True)}
-        columns["date"] = [sorted(found) for found in dates.values()]
-    return columns, folders
+    return (by_sample(columns) if "date" in columns else columns), folders
+
+
+def by_sample(columns: Columns) -> Columns:
+    """One row instead of several that differ in ``date``, which becomes a list in order of time."""
+    fields = [name for name in columns if name not in ("date", "bytes")]
+    groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
+    for date, size, *values in zip(columns["date"], columns["bytes"], *(columns[n] for n in fields), strict=True):
+        groups.setdefault(tuple(values), []).append((date, size))
+    out: Columns = {name: list(column) for name, column in zip(fields, zip(*groups, strict=True), strict=True)}
+    out["date"] = [sorted(date for date, _ in found) for found in groups.values()]
+    out["bytes"] = [sum(size for _, size in found) for found in groups.values()]
+    return out
 
 
 def join(columns: Columns, path: Path, table_key: str) -> Columns:
@@ -69,7 +75,7 @@ def add_places(columns: Columns, root: Path, layer: Layer, tile: int | None, blo
         head = stores.header(path)
         side = tile or max(head.height, head.width)
         if tile and tile > min(head.height, head.width):
-            raise ValueError(f"{path} has {head.height} x {head.width} pixels: no tile of {tile}; make dataset.tile less")
+            raise ValueError(f"{path} has {head.height} x {head.width} pixels, too few for dataset.tile={tile}")
         for row in range(0, head.height - side + 1, side) if tile else (0,):
             for column in range(0, head.width - side + 1, side) if tile else (0,):
                 rows.append(i)
@@ -83,13 +89,13 @@ def add_places(columns: Columns, root: Path, layer: Layer, tile: int | None, blo
 def add_keys(columns: Columns, form: str, tiled: bool) -> None:
     """The column ``key``: ``form`` filled in, as a sample key; ValueError where two samples get the same."""
     pattern = Pattern(form)
-    fields = [columns[known(columns, name)] for name in pattern.fields]
-    keys = [slug(pattern.fill(dict(zip(pattern.fields, values, strict=True)))) for values in zip(*fields, strict=True)]
+    fields = {name: columns[known(columns, name)] for name in pattern.fields}
+    keys = [slug(pattern.fill({name: f[i] for name, f in fields.items()})) for i in range(len(columns["id"]))]
     if tiled:
         corners = zip(keys, columns["row"], columns["column"], strict=True)
         keys = [f"{key}_r{row:05d}c{column:05d}" for key, row, column in corners]
     if len(set(keys)) < len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        twice = Counter(keys).most_common(1)[0][0]
         raise ValueError(f"two samples are called {twice!r}; add fields to dataset.key, now {form}")
     columns["key"] = keys
 

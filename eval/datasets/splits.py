@@ -30,15 +30,19 @@ def divide(columns: Columns, parts: Mapping[str, Any], fields: Mapping[str, str]
 
     A part is a list of the column's values, or a fraction of them (``val`` and ``test``: at least one, in the order of
     a hash, out of the training rows); without a ``train``, all rows that no list names are training rows. Rows that
-    share a value are never separated by a fraction. A row that two lists name is in both: the dataset refuses it.
+    share a value are never separated by a fraction. Where lists are of different columns, test rows are test rows only;
+    a row that two lists of one column name is in both, and the dataset refuses it.
     """
     check_shares(parts)
     count = len(next(iter(columns.values()), []))
     rows: dict[str, list[int]] = {}
-    for name, part in parts.items():
-        if isinstance(part, list):
+    for name in reversed(SPLITS):  # test first
+        if isinstance(part := parts.get(name), list):
             chosen = set(map(str, part))
             rows[name] = [i for i, value in enumerate(columns[fields[name]]) if str(value) in chosen]
+            if fields[name] != fields["test"]:
+                tested = set(rows.get("test", ()))
+                rows[name] = [i for i in rows[name] if i not in tested]
     if "train" not in rows:
         named = {i for found in rows.values() for i in found}
         rows["train"] = [i for i in range(count) if i not in named]

@@ -41,6 +41,10 @@ class MapReader:
     target: Target
     classes: tuple[str, ...] | None
 
+    def __post_init__(self) -> None:
+        if self.classes is not None and len(self.target.codes or self.classes) != len(self.classes):
+            raise ValueError(f"target.codes has {len(self.target.codes or ())} entries for {len(self.classes)} classes")
+
     def __call__(self, values: Mapping[str, Any], tile: Tile | None, image: Path) -> np.ndarray:
         """Read one map, which lies on the grid of the file ``image``; ValueError names a file that does not fit."""
         path = self.root / Pattern(self.target.path).fill(values)
@@ -64,8 +68,8 @@ class MapReader:
         missing = np.isin(found, self.target.ignore) | np.isnan(found)
         if not (known | missing).all() and not self.target.ignore_other:
             raise ValueError(
-                f"{path} has the label {found[~(known | missing)][0]:g}, which is none of the {len(self.classes or ())} "
-                f"classes ({', '.join(f'{c:g}' for c in codes)}) nor ignored; correct target.codes or target.ignore"
+                f"{path} has the label {found[~(known | missing)][0]:g}, which is no class "
+                f"({', '.join(f'{c:g}' for c in codes)}) nor ignored; correct target.codes or target.ignore"
             )
         return np.where(known & ~missing, numbers[place], IGNORE)[inverse].reshape(stored.shape)
 
@@ -73,9 +77,7 @@ class MapReader:
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """Stored codes in ascending order, and the class number of each."""
         assert self.classes is not None
-        given = self.target.codes or list(range(len(self.classes)))
-        if len(given) != len(self.classes):
-            raise ValueError(f"target.codes has {len(given)} entries for {len(self.classes)} classes")
+        given = self.target.codes or range(len(self.classes))
         several = [codes if isinstance(codes, list) else [codes] for codes in given]
         pairs = sorted((code, number) for number, codes in enumerate(several) for code in codes)
         return np.array([code for code, _ in pairs], float), np.array([number for _, number in pairs])
