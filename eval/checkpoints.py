@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from dinov2.data.stats import Normalisation
 from dinov2.models.export import load_export, read_export_info
 from dinov2.models.state import read_weights
 from dinov2.models.zoo import candidates
+from dinov2.models.zoo.release import sha256
 from dinov2.train import checkpoint
 from dinov2.train.build import build_objective
 from eval.networks import Model, Transformer
@@ -34,7 +34,7 @@ def load_file(path: Path, name: str) -> Model:
         if not (isinstance(content, Mapping) and content.keys() >= OURS):
             return replace(recognised(path, content), name=name)
         encoder, normalisation = from_checkpoint(path, content), content["normalisation"]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    digest = sha256(path)[:12]
     return Model(name, "pretrained", digest, Transformer(encoder), Normalisation.from_dict(normalisation))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ import yaml
 from dinov2.config import fingerprint
 from dinov2.env import expand
 from dinov2.models.zoo import ZOO, load_encoder
-from dinov2.models.zoo.release import Expects
+from dinov2.models.zoo.release import Expects, sha256
 from eval.networks import Model, Released
 
 
@@ -50,7 +49,7 @@ def released(obj: str, seed: int) -> Model:
     else:
         path = ZOO[name].fetch() if weights == "download" and name in ZOO else find_weights(weights)
         encoder = load_encoder(name, path, **sizes)
-        role, identity = "pretrained", hashlib.sha256(path.read_bytes()).hexdigest()
+        role, identity = "pretrained", sha256(path)
     expects = expected_by(encoder, ZOO[name].expects, sizes)
     return Model(
         released_name(obj), role, fingerprint([name, sizes, identity]), Released(encoder, expects), expects=expects

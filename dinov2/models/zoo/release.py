@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Release:
     def fetch(self) -> Path:
         """The released file in the folder ``$CDIR`` (unset: torch.hub's cache), downloaded on first use.
 
-        A checksum that the publisher names is verified. Offline, or without address: ValueError.
+        A checksum that the publisher names is verified, of a file that is there already too. Another one, no network
+        and no address: ValueError.
         """
         if self.url is None:
             raise ValueError(
@@ -92,11 +94,19 @@ class Release:
                     f"could not download the released weights from {self.url} ({error}); fetch the file on a machine "
                     "with network access and pass weights=PATH, or weights='random' for an untrained model"
                 ) from error
+        elif self.sha256 and sha256(path) != self.sha256:
+            raise ValueError(f"{path} is not the published file (another checksum); remove it to download it again")
         return path
 
     def content(self, weights: Any) -> Any:
         """What a path, a state dict, or for None the published file holds."""
         return weights if isinstance(weights, dict) else read_weights(self.fetch() if weights is None else weights)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flatten(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

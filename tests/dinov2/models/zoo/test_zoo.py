@@ -154,3 +154,7 @@ def test_checksum_is_verified_where_it_is_known(published, tmp_path) -> None:
     assert not list((tmp_path / "hub").rglob("*.pth*"))
     publish(sha256=hashlib.sha256(file.read_bytes()).hexdigest())
     load_encoder("panopticon_vitb14", **SIZES)
+    (kept,) = (tmp_path / "hub").rglob("*.pth")
+    kept.write_bytes(kept.read_bytes()[:-1])  # a copy that broke off, of before the checksum was known
+    with pytest.raises(ValueError, match="weights.pth is not the published file .another checksum.; remove it"):
+        load_encoder("panopticon_vitb14", **SIZES)
