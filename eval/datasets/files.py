@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.env import expand
 from eval.datasets import rows as rows_of
-from eval.datasets import stores
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, kept
@@ -128,7 +127,7 @@ def with_label(rows: pa.Table, label: str | None, ignore: Sequence[str]) -> pa.T
 def stored_as(root: Path, layers: Mapping[str, Layer], rows: pa.Table) -> list[tuple[Layer, ImageSpec]]:
     """What the pixels of every layer are; their dtype is that of the first sample's file."""
     first = rows.slice(0, 1).to_pylist()[0]
-    return [(layer, layer.spec(stores.header(layer.first_file(root, first)).dtype)) for layer in layers.values()]
+    return [(layer, layer.spec(layer.header(root, first).dtype)) for layer in layers.values()]
 
 
 @dataclass(frozen=True)
@@ -168,4 +167,4 @@ class Source:
         """The truth ``[H, W]`` of sample ``i``; ValueError where it is not on the grid of the finest image."""
         assert self.maps is not None
         values = self.values(i)
-        return self.maps(values, self.tile_of(values), self.finest.first_file(self.root, values))
+        return self.maps(values, self.tile_of(values), self.finest.files(self.root, values)[0][0], self.finest.axes)

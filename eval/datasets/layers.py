@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from eval.datasets.listing import Pattern
 
 DATE_FORMS = (("%Y-%m-%d", r"\d{4}-\d\d-\d\d"), ("%Y%m%d", r"\d{8}"), ("%Y%j", r"\d{7}"), ("%Y-%m", r"\d{4}-\d\d"))
 
+T = TypeVar("T")
+
 
 @dataclass
 class Layer:
@@ -35,6 +37,9 @@ class Layer:
     names: list[str] | None = None  # what {band} stands for in the path, where every band has its own file
     dates: list[str] | None = None  # what {date} stands for, in order: dates, columns with dates, or words (pre, post)
     frames: int = 1  # dates that one file holds, one after the other with all their bands
+    evenly: int | None = None  # show so many dates, evenly spaced; None: all
+    absent: bool = False  # the file of a date may be missing: its pixels are nodata
+    axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
     unit: str | None = None  # None: the sensor's, as for the next three
     scale: float | None = None
     offset: float | None = None
@@ -58,51 +63,65 @@ class Layer:
         offset = own.offset if self.offset is None else self.offset
         return ImageSpec(self.sensor, self.gsd_m, self.band_names, dtype, unit, scale, offset, self.fills[0])
 
-    def steps(self, values: Mapping[str, Any]) -> list[str]:
-        """What {date} stands for in a sample's paths, in order of time; one step where there is no {date}."""
-        return (self.dates or values["date"]) if "{date}" in self.path else [""]
+    def chosen(self, dates: Sequence[T]) -> list[T]:
+        """The dates that are shown, out of all of a sample."""
+        every = range(len(dates)) if self.evenly is None else np.linspace(0, len(dates) - 1, self.evenly).round()
+        return [dates[int(i)] for i in every]
 
     def longest(self, rows: pa.Table) -> int:
         """The largest number of dates of a sample."""
-        if self.frames > 1 or "{date}" not in self.path:
+        if self.evenly or "T" in self.axes:
+            return self.evenly or pc.max(rows["frames"]).as_py()
+        if "{date}" not in self.path:
             return self.frames
         return len(self.dates) if self.dates else pc.max(pc.list_value_length(rows["date"])).as_py()
 
-    def files(self, root: Path, values: Mapping[str, Any], step: str) -> list[Path]:
-        """The files of one date: one, or one per band."""
+    def files(self, root: Path, values: Mapping[str, Any]) -> list[list[Path]]:
+        """The files of every date that is shown: one, or one per band."""
+        steps = self.chosen(self.dates or values["date"]) if "{date}" in self.path else [""]
         names = (self.names or self.band_names) if "{band}" in self.path else ("",)
-        return [root / Pattern(self.path).fill({**values, "date": step, "band": name}) for name in names]
+        path = Pattern(self.path)
+        return [[root / path.fill({**values, "date": step, "band": name}) for name in names] for step in steps]
 
-    def first_file(self, root: Path, values: Mapping[str, Any]) -> Path:
-        """The file whose header stands for all of a sample's."""
-        return self.files(root, values, self.steps(values)[0])[0]
+    def header(self, root: Path, values: Mapping[str, Any]) -> stores.Header:
+        """That of a sample's first file, which stands for all."""
+        return stores.header(self.files(root, values)[0][0], self.axes)
 
     def times(self, values: Mapping[str, Any]) -> list[str]:
-        """ISO dates of a sample's steps, where all of them are dates."""
-        dates = [iso_date(str(values.get(step, step))) for step in self.dates or values.get("date") or []]
+        """ISO dates of what is shown, where all of them are dates; a column may hold all of a sample's, with ";"."""
+        found = [values.get(step, step) for step in self.dates or values.get("date") or []]
+        every = [date for part in found for date in (part if isinstance(part, list) else part.split(";"))]
+        dates = [iso_date(str(date)) for date in self.chosen(every)] if every else []
         return [date for date in dates if date] if all(dates) else []
 
     def read(self, root: Path, values: Mapping[str, Any], spec: ImageSpec, window: Window | None) -> np.ndarray:
         """``[C, H, W]``, or ``[T, C, H, W]`` for several dates, of one sample."""
-        steps = [self.read_files(self.files(root, values, step), window) for step in self.steps(values)]
-        image = np.stack(steps) if "{date}" in self.path else steps[0]
+        files = self.files(root, values)
+        there = [paths for paths in files if not self.absent or paths[0].exists()]
+        if not there:
+            raise ValueError(f"{files[0][0]} and the files of all other dates are missing; leave the sample out")
+        dates = {paths[0]: self.read_date(paths, window, values.get("n", 0)) for paths in there}
+        for paths in files:
+            if paths[0] not in dates:
+                dates[paths[0]] = np.full_like(dates[there[0][0]], self.fills[0])
+        image = np.stack([dates[paths[0]] for paths in files]) if "{date}" in self.path else dates[files[0][0]]
         if self.frames > 1:
             image = image.reshape(self.frames, len(spec.bands), *image.shape[-2:])
-        if not np.can_cast(image.dtype, spec.dtype):
-            path = self.first_file(root, values)
-            raise ValueError(f"{path} holds {image.dtype}, other files of the layer {spec.dtype}; convert them")
+        if "T" in self.axes:
+            image = image[self.chosen(range(len(image)))]
         for other in self.fills[1:]:
             image[np.isnan(image) if np.isnan(other) else image == other] = self.fills[0]
+        if not np.can_cast(image.dtype, spec.dtype):
+            raise ValueError(f"{files[0][0]} holds {image.dtype}, other files of the layer {spec.dtype}; convert them")
         return image.astype(spec.dtype, copy=False)
 
-    def read_files(self, files: Sequence[Path], window: Window | None) -> np.ndarray:
-        """``[frames * C, H, W]`` of one date."""
-        parts = [stores.read(path, self.channels, window) for path in files]
-        image = np.concatenate(parts)
+    def read_date(self, paths: Sequence[Path], window: Window | None, sample: int) -> np.ndarray:
+        """``[frames * C, H, W]``, or ``[T, C, H, W]`` where the files have the axis T."""
+        image = np.concatenate([stores.read(path, self.channels, window, self.axes, sample) for path in paths], -3)
         wanted = self.frames * len(self.band_names)
-        if len(image) != wanted:
+        if image.shape[-3] != wanted:
             raise ValueError(
-                f"{files[0]} has {len(image)} bands, but {wanted} are described ({', '.join(self.band_names)}); "
+                f"{paths[0]} has {image.shape[-3]} bands, but {wanted} are described ({', '.join(self.band_names)}); "
                 "correct the layer's bands or channels"
             )
         return image

@@ -69,10 +69,10 @@ def scan(root: Path, pattern: Pattern) -> tuple[Columns, list[Path]]:
     beside every file). ValueError where the folder or any file is missing.
     """
     folders: list[Path] = []
-    rows = list(_walk(root, pattern.text.split("/"), {}, folders))
+    rows = list(_walk(root, pattern.text.partition("::")[0].split("/"), {}, folders))
     if not rows:
         raise ValueError(f"{root} holds no file {pattern.text}; correct the pattern or get the data again")
-    columns: Columns = {name: [values[name] for values, _ in rows] for name in pattern.fields}
+    columns: Columns = {name: [values[name] for values, _ in rows] for name in rows[0][0]}
     return columns | {"bytes": [size for _, size in rows]}, folders
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common import slug
-from eval.datasets import stores
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, Pattern, scan
 from eval.datasets.splits import divide, listed, read_table
@@ -22,9 +21,12 @@ def of_files(root: Path, layer: Layer) -> tuple[Columns, list[Path]]:
     """
     fixed = {"band": (layer.names or layer.band_names)[0]} | ({"date": layer.dates[0]} if layer.dates else {})
     columns, folders = scan(root, Pattern(layer.path).fix(fixed))
+    columns = by_sample(columns) if "date" in columns else columns
+    if layer.axes:
+        columns = by_number(columns, root, layer)
     if "id" not in columns:
         raise ValueError(f"the path {layer.path} of the first layer has no {{id}}: it names the samples")
-    return (by_sample(columns) if "date" in columns else columns), folders
+    return columns, folders
 
 
 def by_sample(columns: Columns) -> Columns:
@@ -37,6 +39,17 @@ def by_sample(columns: Columns) -> Columns:
     out["date"] = [sorted(date for date, _ in found) for found in groups.values()]
     out["bytes"] = [sum(size for _, size in found) for found in groups.values()]
     return out
+
+
+def by_number(columns: Columns, root: Path, layer: Layer) -> Columns:
+    """A row per sample of every array: ``n`` along the axis N, ``frames`` dates; ``id`` is n where no name tells it."""
+    heads = [layer.header(root, row(columns, i)) for i in range(len(columns["bytes"]))]
+    found = [(i, n) for i, head in enumerate(heads) for n in range(head.samples)]
+    out = take(columns, [i for i, _ in found]) | {"frames": [heads[i].dates for i, _ in found]}
+    if "N" not in layer.axes:
+        return out
+    numbers = [n for _, n in found]
+    return {"id": list(map(str, numbers))} | out | {"n": numbers}
 
 
 def join(columns: Columns, path: Path, table_key: str) -> Columns:
@@ -71,17 +84,17 @@ def add_places(columns: Columns, root: Path, layer: Layer, tile: int | None, blo
     rows: list[int] = []
     places: Columns = {"row": [], "column": [], "block": []}
     for i in range(len(columns["id"])):
-        path = layer.first_file(root, {name: column[i] for name, column in columns.items()})
-        head = stores.header(path)
+        head = layer.header(root, values := row(columns, i))
         side = tile or max(head.height, head.width)
         if tile and tile > min(head.height, head.width):
+            path = layer.files(root, values)[0][0]
             raise ValueError(f"{path} has {head.height} x {head.width} pixels, too few for dataset.tile={tile}")
-        for row in range(0, head.height - side + 1, side) if tile else (0,):
-            for column in range(0, head.width - side + 1, side) if tile else (0,):
+        for y in range(0, head.height - side + 1, side) if tile else (0,):
+            for x in range(0, head.width - side + 1, side) if tile else (0,):
                 rows.append(i)
-                x, y = head.transform @ (column + side / 2, row + side / 2) if head.crs else (column, row)
-                square = f"{head.crs or columns['id'][i]} {floor(x / block)} {floor(y / block)}" if block else ""
-                for name, value in zip(places, (row, column, square), strict=True):
+                east, north = head.transform @ (x + side / 2, y + side / 2) if head.crs else (x, y)
+                square = f"{head.crs or columns['id'][i]} {floor(east / block)} {floor(north / block)}" if block else ""
+                for name, value in zip(places, (y, x, square), strict=True):
                     places[name].append(value)
     return take(columns, rows) | places
 
@@ -90,7 +103,9 @@ def add_keys(columns: Columns, form: str, tiled: bool) -> None:
     """The column ``key``: ``form`` filled in, as a sample key; ValueError where two samples get the same."""
     pattern = Pattern(form)
     fields = {name: columns[known(columns, name)] for name in pattern.fields}
-    keys = [slug(pattern.fill({name: f[i] for name, f in fields.items()})) for i in range(len(columns["id"]))]
+    keys = [slug(pattern.fill(row(fields, i))) for i in range(len(columns["id"]))]
+    if "n" in columns:
+        keys = [f"{key}_{n:05d}" for key, n in zip(keys, columns["n"], strict=True)]
     if tiled:
         corners = zip(keys, columns["row"], columns["column"], strict=True)
         keys = [f"{key}_r{row:05d}c{column:05d}" for key, row, column in corners]
@@ -122,6 +137,11 @@ def known(columns: Columns, name: str) -> str:
     if name not in columns:
         raise ValueError(f"there is no field {name!r}; known: {', '.join(columns)}")
     return name
+
+
+def row(columns: Columns, i: int) -> dict[str, Any]:
+    """Row ``i``."""
+    return {name: column[i] for name, column in columns.items()}
 
 
 def take(columns: Columns, rows: Sequence[int]) -> Columns:

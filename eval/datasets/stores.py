@@ -1,4 +1,8 @@
-"""Files of pixels: what a header says, and the pixels of a window. Every complaint names the file."""
+"""Files of pixels: what a header says, and the pixels of a window. Every complaint names the file.
+
+Rasters (GeoTIFF, PNG, JPEG) are read by rasterio. Arrays (npy, HDF5, zarr) need to be told what their axes are: ``C``,
+``H`` and ``W`` of an image, ``T`` for dates, ``N`` for samples; ``stack.h5::images`` is the array ``images`` of a file.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import rasterio
+import zarr
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
@@ -17,14 +24,16 @@ from rasterio.windows import Window
 
 @dataclass(frozen=True)
 class Header:
-    """Bands, height, width and dtype of a raster; where its pixels lie (None: it does not tell)."""
+    """Samples, dates, bands, height, width and dtype of a file; where its pixels lie (``crs`` None: unknown)."""
 
+    samples: int
+    dates: int
     count: int
     height: int
     width: int
     dtype: str
-    transform: Affine
-    crs: str | None
+    transform: Affine = Affine.identity()
+    crs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,45 @@ class Tile:
         return Window(column, row, size, size)
 
 
+def header(path: Path, axes: str = "") -> Header:
+    """What the file says about itself; reads no pixel. ``axes`` (of an array) are explained above."""
+    if axes:
+        with opened_array(path) as array:
+            shape, dtype = array.shape, str(array.dtype)
+        if len(shape) != len(axes):
+            raise ValueError(f"{path} has the shape {shape}, but its axes are given as {axes}")
+        sizes = dict(zip(axes, shape, strict=True))
+        n, t, c, h, w = (sizes.get(axis, 1) for axis in "NTCHW")
+        return Header(n, t, c, h, w, dtype)
+    with opened(path) as raster:
+        crs = raster.crs.to_string() if raster.crs else None
+        return Header(1, 1, raster.count, raster.height, raster.width, raster.dtypes[0], raster.transform, crs)
+
+
+def read(
+    path: Path, channels: Sequence[int] | None = None, window: Window | None = None, axes: str = "", sample: int = 0
+) -> np.ndarray:
+    """``[C, H, W]``, or ``[T, C, H, W]`` with dates, in ``window`` (None: everywhere).
+
+    ``channels`` are bands of the file, from 1 (None: all); ``sample`` is the number along the axis ``N``.
+    """
+    if not axes:
+        with opened(path) as raster:
+            return raster.read(channels and list(channels), window=window)
+    rows, columns = window.toslices() if window else (slice(None), slice(None))
+    place: dict[str, Any] = {"N": sample, "H": rows, "W": columns}
+    with opened_array(path) as array:
+        image = np.asarray(array[tuple(place.get(axis, slice(None)) for axis in axes)])
+    left = axes.replace("N", "")
+    image = image.transpose([left.index(axis) for axis in "TCHW" if axis in left])
+    image = image if "C" in axes else image[..., None, :, :]
+    return image if channels is None else image[..., [c - 1 for c in channels], :, :]
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
-    """A raster (GeoTIFF, PNG, JPEG); ValueError where it is missing, damaged or cut short."""
-    if not path.is_file():
-        raise ValueError(f"the file {path} is missing; get the data again or leave the sample out of the split")
+    """A raster; ValueError where it is missing, damaged or cut short."""
+    require(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures have no place on the ground
@@ -55,14 +98,25 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         raise ValueError(f"{path} is damaged or no raster ({error}); get the file again") from error
 
 
-def header(path: Path) -> Header:
-    """What the file says about itself; reads no pixel."""
-    with opened(path) as raster:
-        crs = raster.crs.to_string() if raster.crs else None
-        return Header(raster.count, raster.height, raster.width, raster.dtypes[0], raster.transform, crs)
+@contextmanager
+def opened_array(path: Path) -> Iterator[Any]:
+    """An array, nothing of it read yet; ValueError where it is missing, damaged or cut short. Pickles are refused."""
+    name, _, member = str(path).partition("::")
+    file = Path(name)
+    require(file)
+    try:
+        if file.suffix == ".npy":
+            yield np.load(file, mmap_mode="r", allow_pickle=False)
+        elif file.suffix in (".h5", ".hdf5", ".nc"):
+            with h5py.File(file) as group:
+                yield group[member]
+        else:
+            yield zarr.open_group(file, mode="r")[member]
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no such array ({error}); get the file again") from error
 
 
-def read(path: Path, channels: Sequence[int] | None = None, window: Window | None = None) -> np.ndarray:
-    """``[C, H, W]``: these bands of the file (from 1; None: all) in ``window`` (None: everywhere)."""
-    with opened(path) as raster:
-        return raster.read(channels and list(channels), window=window)
+def require(path: Path) -> None:
+    """ValueError where a file is missing."""
+    if not path.exists():
+        raise ValueError(f"the file {path} is missing; get the data again or leave the sample out of the split")

@@ -24,6 +24,7 @@ class Target:
 
     path: str = ""  # below the root, with {field} as in the images' paths
     channel: int = 1  # the file's band
+    axes: str = ""  # of npy, HDF5 and zarr arrays
     codes: list[Any] | None = None  # the stored number (or list of numbers) of every class; None: 0, 1, 2, ...
     ignore: list[float] = field(default_factory=list)  # stored numbers that are no label
     ignore_other: bool = False  # numbers that are no class are no label either, instead of an error
@@ -45,13 +46,15 @@ class MapReader:
         if self.classes is not None and len(self.target.codes or self.classes) != len(self.classes):
             raise ValueError(f"target.codes has {len(self.target.codes or ())} entries for {len(self.classes)} classes")
 
-    def __call__(self, values: Mapping[str, Any], tile: Tile | None, image: Path) -> np.ndarray:
-        """Read one map, which lies on the grid of the file ``image``; ValueError names a file that does not fit."""
+    def __call__(self, values: Mapping[str, Any], tile: Tile | None, image: Path, axes: str) -> np.ndarray:
+        """Read one map, on the grid of the file ``image`` with ``axes``; ValueError names a file that does not fit."""
         path = self.root / Pattern(self.target.path).fill(values)
-        sizes = [(head.height, head.width) for head in map(stores.header, (path, image))]
+        heads = stores.header(path, self.target.axes), stores.header(image, axes)
+        sizes = [(head.height, head.width) for head in heads]
         if sizes[0] != sizes[1]:
             raise ValueError(f"{path} has {sizes[0]} pixels, its image {image} has {sizes[1]}; they must be the same")
-        stored = stores.read(path, [self.target.channel], tile and tile.on(1))[0]
+        window, number = tile and tile.on(1), values.get("n", 0)
+        stored = stores.read(path, [self.target.channel], window, self.target.axes, number)[0]
         return self.values(stored) if self.classes is None else self.numbers(stored, path)
 
     def values(self, stored: np.ndarray) -> np.ndarray:
