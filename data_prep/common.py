@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
-import os
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_prep import footprints
+from data_prep.parallel import Meter, each
+from data_prep.store import READ
 from dinov2.data.sample import Sample
 from dinov2.data.shards import ShardSet, ShardWriter
 
@@ -28,11 +25,16 @@ class Skip:
     reason: str
 
 
+class Refused(ValueError):
+    """An item whose bytes are damaged or unsafe; the message names the file."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A source, ready to run: ``make(item)`` is pure, so any process can make any item, in any order.
 
-    ``labels``, ``provenance`` and ``licence`` as in :class:`dinov2.data.shards.ShardWriter`.
+    ``labels``, ``provenance`` and ``licence`` as in :class:`dinov2.data.shards.ShardWriter`; a label described with
+    ``majority_of`` is made by :class:`data_prep.refine.Refine`. ``filtered``: why the source left items out already.
     """
 
     items: Sequence[Any]
@@ -40,6 +42,7 @@ class Plan:
     labels: Mapping[str, Any]
     provenance: Mapping[str, Any]
     licence: str = "unknown"
+    filtered: Mapping[str, int] = field(default_factory=dict)
 
     def samples(self) -> Iterator[Sample]:
         """The samples in the order of the items."""
@@ -48,81 +51,119 @@ class Plan:
 
 @dataclass
 class Summary:
-    """What happened to the items: samples written, items skipped by reason, shards kept from an earlier run."""
+    """What happened to the items: samples written, left out and refused by reason, shards kept from an earlier run."""
 
     written: int = 0
     kept_shards: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+    bytes_in: float = 0
+    bytes_out: int = 0
+
+    def add(self, other: Summary) -> None:
+        """Take in what happened to further items."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
     def __str__(self) -> str:
         parts = [f"{self.written} samples written"]
         parts += [f"{count} skipped: {reason}" for reason, count in sorted(self.skipped.items())]
+        parts += [f"{len(self.refused)} refused, the first: {self.refused[0]}"] if self.refused else []
+        if self.bytes_in:
+            ratio = self.bytes_out / self.bytes_in
+            parts.append(f"{self.bytes_out:,} bytes out / {self.bytes_in:,.0f} in = {ratio:.2f}")
         return "; ".join(parts + [f"{self.kept_shards} shards kept from an earlier run"] * bool(self.kept_shards))
 
 
-def _write_shard(plan: Plan, writer: ShardWriter, number: int, items: Sequence[Any]) -> Summary:
-    """One shard, in whatever process."""
-    summary = Summary()
-    if writer.complete(number):
-        return Summary(kept_shards=1)
+Refine = Callable[[Sample], Iterator[Sample | Skip]]
 
-    def kept() -> Iterator[Sample]:
-        for result in map(plan.make, items):
-            if isinstance(result, Skip):
-                summary.skipped[result.reason] += 1
-            else:
-                summary.written += 1
-                yield result
 
-    writer.write(number, kept())
-    return summary
+@dataclass(frozen=True)
+class Work:
+    """All that a worker process needs to write any shard of a set."""
+
+    plan: Plan
+    writer: ShardWriter
+    refine: Refine
+    per_shard: int  # items
+    may_refuse: bool
+
+    def __len__(self) -> int:
+        return -(-len(self.plan.items) // self.per_shard)
+
+    def shard(self, number: int) -> Summary:
+        """Write shard ``number``, unless it is complete already."""
+        summary = Summary()
+        if self.writer.complete(number):
+            return Summary(kept_shards=1)
+        before = READ.bytes
+        self.writer.write(number, self._samples(number, summary))
+        return Summary(**{**vars(summary), "bytes_in": READ.bytes - before, "bytes_out": self._size(number)})
+
+    def _samples(self, number: int, summary: Summary) -> Iterator[Sample]:
+        for item in self.plan.items[number * self.per_shard : (number + 1) * self.per_shard]:
+            try:
+                made = self.plan.make(item)
+                results = [made] if isinstance(made, Skip) else list(self.refine(made))
+            except Refused as error:
+                if not self.may_refuse:
+                    raise ValueError(f"{error} (--max-refused 0.01 goes on without up to 1 % of the items)") from error
+                summary.refused.append(str(error))
+                continue
+            for result in results:
+                if isinstance(result, Skip):
+                    summary.skipped[result.reason] += 1
+                else:
+                    summary.written += 1
+                    yield result
+
+    def _size(self, number: int) -> int:
+        return self.writer.path(number).stat().st_size
 
 
 def write(
-    plan: Plan, out: Path, *, samples_per_shard: int, compression: str | None, workers: int
-) -> tuple[ShardSet, Summary]:
-    """Write the samples to ``out``, same bytes for any number of worker processes; complete shards are kept."""
+    plan: Plan,
+    out: Path,
+    *,
+    samples_per_shard: int,
+    compression: str | None,
+    workers: int,
+    refine: Refine | None = None,
+    per_item: int = 1,
+    part: tuple[int, int] = (0, 1),
+    max_refused: float = 0.0,
+) -> tuple[ShardSet | None, Summary]:
+    """Write the samples to ``out``, same bytes for any number of worker processes; complete shards are kept.
+
+    ``refine`` makes the samples that are stored, about ``per_item``, of one that the source made; ``part`` (i, n)
+    writes the shards i, i + n, ... and leaves the rest to others: the set is None until all shards are there.
+    """
     if not plan.items:
-        raise ValueError("there is nothing to prepare: the source has no item")
+        left = "".join(f"; {count} {reason}" for reason, count in plan.filtered.items())
+        raise ValueError(f"there is nothing to prepare: the source has no item{left}")
+    per_shard = max(1, samples_per_shard // per_item)
     # part of the recipe: a longer run must not adopt the last, shorter shard of an earlier one
     provenance = {**plan.provenance, "items": len(plan.items), "samples_per_shard": samples_per_shard}
     writer = ShardWriter(out, compression, plan.labels, provenance, plan.licence)
-    chunks = [plan.items[i : i + samples_per_shard] for i in range(0, len(plan.items), samples_per_shard)]
-    total = Summary()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("shards", total=len(chunks))
-        for part in _each(plan, writer, chunks, workers):
-            total.written += part.written
-            total.kept_shards += part.kept_shards
-            total.skipped += part.skipped
-            progress.advance(bar)
+    work = Work(plan, writer, refine or _as_made, per_shard, max_refused > 0)
+    total, numbers = Summary(skipped=Counter(plan.filtered)), range(part[0], len(work), part[1])
+    with Meter("shards", len(numbers), "samples") as meter:
+        for _, done in each(Work.shard, work, numbers, workers):
+            total.add(done)
+            meter.advance(done.written)
+            if len(total.refused) > max_refused * len(plan.items):
+                raise ValueError(f"{len(total.refused)} of {len(plan.items)} items are refused: {total.refused[0]}")
+    if not all(writer.complete(number) for number in range(len(work))):
+        return None, total
     if not total.written and not total.kept_shards:
         raise ValueError(f"no sample is left: {total}")
-    return writer.finish(len(chunks)), total
+    shards = writer.finish(len(work))
+    footprints.write(out, workers)
+    return shards, total
 
 
-def _each(plan: Plan, writer: ShardWriter, chunks: Sequence[Sequence[Any]], workers: int) -> Iterator[Summary]:
-    """Summaries of all shards, as they get ready."""
-    if workers <= 1:
-        yield from (_write_shard(plan, writer, n, items) for n, items in enumerate(chunks))
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism; BLAS threads would fight them
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_write_shard, plan, writer, n, items) for n, items in enumerate(chunks)]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def fingerprint(folder: Path, files: Iterable[Path]) -> str:
-    """Digest of the names, sizes and times of modification of files below a folder: changed ones are another source."""
-    stats = ((p.relative_to(folder).as_posix(), p.stat()) for p in files)
-    listing = "\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats)
-    return hashlib.sha256(listing.encode()).hexdigest()
+def _as_made(sample: Sample) -> Iterator[Sample | Skip]:
+    yield sample
 
 
 def slug(text: str) -> str:
@@ -143,4 +184,4 @@ def scene_class(mask: np.ndarray, classes: int, ignore: int) -> int:
 def label_info(name: str, classes: Sequence[str], ignore: int) -> dict[str, dict[str, Any]]:
     """The descriptions of a label mask called ``name`` and of ``scene``, its majority class."""
     mask = {"kind": "mask", "classes": list(classes), "ignore": ignore}
-    return {name: mask, "scene": {"kind": "class", "classes": list(classes), "ignore": -1}}
+    return {name: mask, "scene": {"kind": "class", "classes": list(classes), "ignore": -1, "majority_of": name}}

@@ -6,12 +6,11 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import rasterio
 
-from data_prep.rasters import date_of
+from data_prep.rasters import date_of, open_raster
 from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS, Band, Sensor
 
@@ -29,12 +28,12 @@ class Product:
     offsets: bool = False  # whether any file has one
 
 
-def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, int], str | None]:
+def inspect(path: str, args: argparse.Namespace) -> tuple[Product, tuple[int, int], str | None]:
     """Product, shape and date of one file; ValueError where the file contradicts the sensor or the options."""
     sensor = SENSORS[args.sensor]
     names = args.bands.split(",") if args.bands else list(sensor.band_names)
     bands = sensor.select(names).bands
-    with rasterio.open(path) as raster:
+    with open_raster(path) as raster:
         if raster.count != len(names):
             raise ValueError(f"{path} has {raster.count} bands, {len(names)} are named: {', '.join(names[:14])}")
         if len(set(raster.dtypes)) > 1 or np.dtype(raster.dtypes[0]).kind not in "iuf":
@@ -50,7 +49,7 @@ def inspect(path: Path, args: argparse.Namespace) -> tuple[Product, tuple[int, i
         check_nodata(path, raster, spec, args)
         check_scale(path, raster, sensor, args)
         check_sign(path, raster, spec)
-        date = args.date or date_of(raster)
+        date = args.date or date_of(raster.tags(), path)
         return Product(spec, tuple(i + 1 for i in keep), spec.nodata), raster.shape, date
 
 
@@ -83,7 +82,7 @@ def pixel_size(raster: rasterio.DatasetReader, bands: Sequence[Band]) -> float:
     return round(metres, 2)
 
 
-def check_wavelength(path: Path, band: Band, tag: Mapping[str, str]) -> None:
+def check_wavelength(path: str, band: Band, tag: Mapping[str, str]) -> None:
     """ValueError if a file's wavelength (nm or um) lies outside the band it is said to be."""
     if "wavelength" not in tag or band.centre_nm is None:
         return
@@ -95,14 +94,14 @@ def check_wavelength(path: Path, band: Band, tag: Mapping[str, str]) -> None:
         )
 
 
-def good_band(path: Path, tag: Mapping[str, str]) -> str:
+def good_band(path: str, tag: Mapping[str, str]) -> str:
     """The value of the tag ``bbl`` (bad band list: 0 is bad)."""
     if "bbl" not in tag:
         raise ValueError(f"{path} has a band without the tag 'bbl': leave out --drop-bad-bands")
     return tag["bbl"]
 
 
-def check_nodata(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec, args: argparse.Namespace) -> None:
+def check_nodata(path: str, raster: rasterio.DatasetReader, spec: ImageSpec, args: argparse.Namespace) -> None:
     """ValueError if the file's own nodata differs from the description and no option decides."""
     tag = raster.nodata
     same = tag is None or (spec.nodata is not None and np.array_equal(tag, spec.nodata, equal_nan=True))
@@ -110,7 +109,7 @@ def check_nodata(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec, ar
         raise ValueError(f"{path} is tagged nodata {tag:g}, sensor {spec.sensor!r} says {spec.nodata}: give --nodata")
 
 
-def check_scale(path: Path, raster: rasterio.DatasetReader, sensor: Sensor, args: argparse.Namespace) -> None:
+def check_scale(path: str, raster: rasterio.DatasetReader, sensor: Sensor, args: argparse.Namespace) -> None:
     """ValueError if a band's tagged scale or offset is not the sensor's, or if untagged fractions may be physical
     already, and no option decides.
     """
@@ -134,7 +133,7 @@ def check_scale(path: Path, raster: rasterio.DatasetReader, sensor: Sensor, args
             )
 
 
-def check_sign(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec) -> None:
+def check_sign(path: str, raster: rasterio.DatasetReader, spec: ImageSpec) -> None:
     """ValueError if radar numbers cannot be in their unit: power is not negative, and some ground is below 0 dB."""
     if spec.unit not in ("linear_power", "db"):
         return
@@ -149,7 +148,7 @@ def check_sign(path: Path, raster: rasterio.DatasetReader, spec: ImageSpec) -> N
         raise ValueError(f"{path} cannot be db, none of its pixels is below 0: give --unit linear_power if it is that")
 
 
-def offset_to_remove(path: Path, sensor: Sensor, date: str | None, choice: str | None) -> float:
+def offset_to_remove(path: str, sensor: Sensor, date: str | None, choice: str | None) -> float:
     """What a product of this sensor and date carries added to its numbers."""
     if not sensor.dated_offsets or choice == "none":
         return 0.0

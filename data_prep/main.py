@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -17,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep import common, folder, sandbox, terramesh  # noqa: E402
+from data_prep import common, folder, refine, sandbox, terramesh  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.shards import ShardSet, verify  # noqa: E402
 from dinov2.data.stats import Stats  # noqa: E402
@@ -44,6 +45,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it"
         )
+        command.add_argument(
+            "--part",
+            type=part,
+            default=(0, 1),
+            metavar="I/N",
+            help="of a job array: every N-th shard from the I-th on, from 0; the index is written by who ends last",
+        )
+        command.add_argument("--max-refused", type=float, default=0.0, help="share of damaged items to go on with (0)")
     for name, help_ in (("verify", "check every byte of a shard set"), ("stats", "statistics per sensor and band")):
         command = commands.add_parser(
             name, help=help_, description=f"{help_}; example: python data_prep/main.py {name} data/sandbox"
@@ -52,17 +61,36 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def part(text: str) -> tuple[int, int]:
+    """``I/N`` as (I, N); ValueError unless 0 <= I < N."""
+    index, _, count = text.partition("/")
+    if not 0 <= int(index) < int(count):
+        raise ValueError(text)
+    return int(index), int(count)
+
+
 def prepare(args: argparse.Namespace) -> str:
     """Run a source; the summary as a sentence."""
     if args.samples_per_shard < 1:
         raise ValueError(f"--samples-per-shard {args.samples_per_shard} must be at least 1")
+    plan, refined = SOURCES[args.command].plan(args), None
+    if "label_raster" in args:
+        refined = refine.Refine.of(args, plan.labels)
+        labels = {**plan.labels, **{name: refine.map_info(path) for name, path in refined.rasters.items()}}
+        plan = replace(plan, labels=labels, provenance={**plan.provenance, **refined.provenance()})
     shards, summary = common.write(
-        SOURCES[args.command].plan(args),
+        plan,
         args.out,
         samples_per_shard=args.samples_per_shard,
         compression=args.compression,
         workers=args.workers,
+        refine=refined,
+        per_item=refined.per_item(plan) if refined else 1,
+        part=args.part,
+        max_refused=args.max_refused,
     )
+    if shards is None:
+        return f"{args.out}: shards of other parts are missing, so there is no index yet ({summary})"
     return f"{args.out}: {len(shards)} samples in {len(shards.counts)} shards ({summary})"
 
 

@@ -5,9 +5,11 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from data_prep.common import write
 from data_prep.folder import plan
 from data_prep.main import main, parse
+from data_prep.refine import Refine
+from dinov2.data.sample import Sample
+from dinov2.data.shards import ShardSet
 
 RNG = np.random.default_rng(0)
 
@@ -35,25 +37,27 @@ def options(src: Path, *words: str):
     return parse(["folder", "--src", str(src), "--out", "unused", *words])
 
 
-def samples(src: Path, *words: str):
-    return list(plan(options(src, *words)).samples())
+def samples(src: Path, *words: str) -> list[Sample]:
+    args = options(src, *words)
+    made = plan(args)
+    refine = Refine.of(args, made.labels)
+    return [s for sample in made.samples() for s in refine(sample) if isinstance(s, Sample)]
 
 
 LANDSAT = ("--sensor", "landsat8", "--bands", "B4,B3")
 S2 = ("--sensor", "sentinel2_l2a", "--bands", "B04,B08")
 
 
-def test_chips_are_the_rasters_pixels(tmp_path):
+def test_chips_are_the_rasters_pixels(tmp_path, capsys):
     image = RNG.integers(1, 60_000, (2, 50, 70)).astype(np.uint16)
     image[:, :20, 20:40] = 0  # one chip without any observation
     tif(tmp_path / "in/Sub Dir/Scene.A.tif", image, tags={"datetime": "2020-05-06T10:00:00"}, pixel=30.0)
     (tmp_path / "in/Sub Dir/._Scene.A.tif").write_bytes(b"resource fork")
-    shards, summary = write(
-        plan(options(tmp_path / "in", *LANDSAT, "--chip", "20")), tmp_path / "out", samples_per_shard=4,
-        compression=None, workers=1,
-    )  # fmt: skip
-    assert summary.written == 5
-    assert summary.skipped == {"no valid pixel": 1, "at the raster's edge, smaller than --chip 20": 6}
+    out = ["--out", str(tmp_path / "out"), "--samples-per-shard", "4"]
+    assert main(["folder", "--src", str(tmp_path / "in"), *LANDSAT, "--chip", "20", *out]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "5 samples written; 6 skipped: at the raster's edge, smaller than --chip 20; 1 skipped: no valid" in said
+    shards = ShardSet.open(tmp_path / "out")
     read = [shards.read(s, i) for s, n in enumerate(shards.counts) for i in range(n)]
     assert [s.key for s in read] == [
         f"sub_dir_scene_a_r00{r}c00{c}" for r, c in [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]

@@ -7,7 +7,8 @@ import pytest
 import rasterio
 
 from data_prep.main import main, parse
-from data_prep.terramesh import LANDCOVER, _landcover, plan
+from data_prep.terramesh import plan
+from data_prep.terramesh_modalities import LANDCOVER, landcover
 from dinov2.data.shards import ShardSet, verify
 
 pytestmark = pytest.mark.realdata
@@ -43,14 +44,15 @@ def test_all_five_scenes_become_245_aligned_chips(realdata, tmp_path):
 
 
 def test_the_offset_is_found_by_the_lowest_value(realdata):
-    found = plan(options(realdata / "terramesh")).provenance["offsets"]
-    assert {n for n, v in found["S2L1C"].items() if v} == {
-        f"{c}.tif" for c in ("282D_485L_3_3", "433D_629L_3_1", "609U_541L_3_0")
-    }
-    assert {n for n, v in found["S2L2A"].items() if v} == {"433D_629L_3_1.tif"}
+    def removed(offset: str) -> dict[str, dict[str, int]]:
+        made = plan(options(realdata / "terramesh", offset=offset)).samples()
+        return {s.meta["cell"]: s.meta["removed_offset"] for s in made}
+
+    found = removed("detect")
+    assert {c for c, v in found.items() if v["S2L1C"]} == {"282D_485L_3_3", "433D_629L_3_1", "609U_541L_3_0"}
+    assert {c for c, v in found.items() if v["S2L2A"]} == {"433D_629L_3_1"}
     for choice, value in (("remove", 1000), ("none", 0)):
-        fixed = plan(options(realdata / "terramesh", offset=choice)).provenance["offsets"]
-        assert {v for files in fixed.values() for v in files.values()} == {value}
+        assert {v for offsets in removed(choice).values() for v in offsets.values()} == {value}
 
 
 def test_reflectance_of_the_two_levels_agrees_once_offsets_are_off(realdata):
@@ -90,13 +92,10 @@ def test_a_file_that_changed_is_another_source(realdata, tmp_path):
     assert plan(options(tmp_path)).provenance["files"] != first["files"]
 
 
-def test_land_cover_codes(tmp_path):
-    codes = np.array([[1, 1, 0, 9]], np.uint8)
-    labels = _landcover(codes, tmp_path)
-    assert labels["landcover"].tolist() == [[0, 0, 255, 8]] and labels["scene"] == 0
-    assert _landcover(np.array([[1, 2, 4, 9]], np.uint8), tmp_path)["scene"] == -1
-    with pytest.raises(ValueError, match="land-cover code 10"):
-        _landcover(np.array([[10]], np.uint8), tmp_path)
+def test_land_cover_codes():
+    assert landcover(np.array([[1, 1, 0, 9]], np.uint8), "x.tif").tolist() == [[0, 0, 255, 8]]
+    with pytest.raises(ValueError, match="x.tif has the land-cover code 10"):
+        landcover(np.array([[10]], np.uint8), "x.tif")
 
 
 def test_scenes_can_be_held_out(realdata):
@@ -108,4 +107,4 @@ def test_scenes_can_be_held_out(realdata):
 
 def sources(realdata, *words: str) -> set[str]:
     """The scenes of a plan."""
-    return {chip.path.stem for chip in plan(options(realdata / "terramesh", *words)).items}
+    return {name.removesuffix(".tif") for name in plan(options(realdata / "terramesh", *words)).items}
