@@ -13,7 +13,7 @@ LANES = 3072  # 2^10 * 3: every world size that divides it may train, and take o
 MIX = 8  # shards whose samples are shuffled together
 
 
-def _permutation(size: int, *key: int) -> np.ndarray:
+def permutation(size: int, *key: int) -> np.ndarray:
     """A permutation of ``range(size)`` drawn from ``key``: int64 ``[size]``.
 
     Sorts the raw output of PCG64, which numpy keeps stable for ever (NEP 19), unlike ``Generator.permutation``.
@@ -51,7 +51,7 @@ class Order:
         lengths[lane[: self.size % lanes]] += 1  # the first turns have one more
         self._starts = (np.cumsum(lengths) - lengths)[lane]  # [L] where the lane of a turn begins in the epoch's list
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-        self._group = lru_cache(maxsize=512)(self._draw_group)
+        self._group = lru_cache(maxsize=lanes + 512)(self._draw_group)  # a rank alone has a group open per lane
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         """``[n]`` positions of the stream -> int64 ``[n, 3]``: epoch, shard, index within the shard."""
@@ -63,8 +63,16 @@ class Order:
             _, ends = self._epoch(epoch)
             group = int(ends.searchsorted(place, side="right"))
             first = int(ends[group - 1]) if group else 0
-            out[i] = (epoch, *self._group(epoch, group)[place - first])
+            shards, last, samples = self._group(epoch, group)
+            number = int(samples[place - first])
+            which = int(last.searchsorted(number, side="right"))
+            out[i] = epoch, shards[which], number - (int(last[which - 1]) if which else 0)
         return out
+
+    def another(self, epoch: int, shard: int, word: int) -> tuple[int, int]:
+        """Shard and index of the sample that stands in for one of ``shard``: any of the epoch, chosen by ``word``."""
+        _, shard, index = self.address(epoch * self.size + word % self.size)
+        return shard, index
 
     def address(self, position: int) -> tuple[int, int, int]:
         """Epoch, shard and index within the shard of one position."""
@@ -73,13 +81,12 @@ class Order:
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Permuted shards ``[S]`` and where each group of ``mix`` of them ends in the epoch's list."""
-        shards = _permutation(len(self.counts), self.seed, epoch, 0)
+        shards = permutation(len(self.counts), self.seed, epoch, 0)
         return shards, np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.mix)).cumsum()
 
-    def _draw_group(self, epoch: int, group: int) -> np.ndarray:
-        """int32 ``[n, 2]`` (shard, index) of the samples of a group, permuted."""
+    def _draw_group(self, epoch: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The shards of a group, where each ends among its n samples, and the permutation of these ``[n]``."""
         shards = self._epoch(epoch)[0][group * self.mix : (group + 1) * self.mix]
-        counts = self.counts[shards]
-        indices = np.concatenate([np.arange(n) for n in counts])
-        samples = np.stack([np.repeat(shards, counts), indices], axis=1).astype(np.int32)
-        return samples[_permutation(len(samples), self.seed, epoch, 1 + group)]
+        ends = self.counts[shards].cumsum()
+        samples = permutation(int(ends[-1]), self.seed, epoch, 1 + group)
+        return shards, ends, samples.astype(np.min_scalar_type(len(samples)))  # thousands of groups are kept

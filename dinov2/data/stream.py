@@ -2,75 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
-import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from dinov2.data.order import LANES, Order
-from dinov2.data.sample import Sample
-from dinov2.data.shards import DamagedSample, ShardSet
+from dinov2.data.loading import Collate, Draw, StreamDataset
+from dinov2.data.mix import Mixture
+from dinov2.data.order import LANES, MIX, Order
+from dinov2.data.shards import ShardSet
+from dinov2.data.shards.storage import is_url
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 100  # replacements tried for one position before the set counts as lost
+AHEAD = 4096  # samples of a rank between asking for a copy of a shard and reading from it
 GRACE = 1000  # max_damage is a fraction of at least so many samples: one bad sample at the start is not 100 %
-
-Key = tuple[int, int, int]  # seed, epoch, position: what all randomness of a sample is keyed on
-Draw = Callable[[Sample, Key], Any]
-Collate = Callable[[list[Any]], Any]
-
-
-class Loaded(NamedTuple):
-    """What a worker hands over: a collated micro-batch, or the error to raise, and the damage met on the way.
-
-    A tuple, so that a DataLoader finds the batch's own ``pin_memory``.
-    """
-
-    batch: Any
-    error: ValueError | None
-    damage: list[tuple[int, int, str]]  # (shard, index, sentence)
-
-
-class StreamDataset(Dataset):
-    """Positions ``[n]`` -> :class:`Loaded`. Everything depends on the positions, nothing on rank or worker."""
-
-    def __init__(
-        self, shards: ShardSet, order: Order, draw: Draw, collate: Collate, images: Collection[str] | None
-    ) -> None:
-        self.shards, self.order, self.draw, self.collate, self.images = shards, order, draw, collate, images
-
-    def __getitem__(self, positions: np.ndarray) -> Loaded:
-        damage: list[tuple[int, int, str]] = []
-        try:
-            addresses = self.order.addresses(positions).tolist()
-            drawn = [self._draw(p, a, damage) for p, a in zip(positions.tolist(), addresses, strict=True)]
-            return Loaded(self.collate(drawn), None, damage)
-        except (
-            ValueError
-        ) as error:  # raised again by Stream: a DataLoader would bury the sentence in a worker's traceback
-            error.add_note(traceback.format_exc())
-            return Loaded(None, error, damage)
-
-    def _draw(self, position: int, address: list[int], damage: list[tuple[int, int, str]]) -> Any:
-        """One drawn sample; a damaged one gives way to another of the same epoch, chosen by a hash of the position."""
-        epoch, shard, index = address
-        key = (self.order.seed, epoch, position)
-        for attempt in range(ATTEMPTS):
-            try:
-                sample = self.shards.read(shard, index, self.images, labels=())
-            except DamagedSample as error:
-                damage.append((shard, index, str(error)))
-                word = int(np.random.SeedSequence((*key, attempt)).generate_state(1, np.uint64)[0])
-                _, shard, index = self.order.address(epoch * self.order.size + word % self.order.size)
-            else:
-                return self.draw(sample, key)
-        raise ValueError(f"{ATTEMPTS} samples in a row are damaged, the last: {damage[-1][2]}")
 
 
 class Stream:
@@ -79,8 +30,11 @@ class Stream:
     ``batch_size`` is global. A rank's share of a step, ``batch_size / world`` samples, comes in ``accumulation``
     micro-batches of at most ``micro_batch`` samples (None: one). ``draw(sample, (seed, epoch, position))`` makes a
     sample's views and ``collate(list)`` joins them, both in one of ``workers`` processes (0: in this one) that keep
-    ``prefetch`` micro-batches ready each. Only ``images`` (None: all) are read. The stream stops once more than the
-    fraction ``max_damage`` of the samples (at least GRACE) was damaged; 0: at the first one.
+    ``prefetch`` micro-batches ready each. Only ``images`` (None: all) are read, and samples that have none of them are
+    left out. ``weights`` are the shares of the single sets in the stream (None: every sample once per epoch). ``lanes``
+    is the number of places that are read from in turn: ``world`` must divide it, and with fewer of them fewer shards
+    are in use at once. The stream stops once more than the fraction ``max_damage`` of the samples (at least GRACE) was
+    damaged; 0: at the first one. ``memory`` is the most that each process which loads has held, in bytes.
     """
 
     def __init__(
@@ -96,20 +50,23 @@ class Stream:
         workers: int = 0,
         micro_batch: int | None = None,
         images: Collection[str] | None = None,
+        weights: Sequence[float] | None = None,
+        lanes: int = LANES,
         max_damage: float = 0.01,
         prefetch: int = 4,
     ) -> None:
-        if len(shards) < batch_size:
-            raise ValueError(
-                f"{len(shards)} samples are fewer than the global batch_size of {batch_size}: lower data.batch_size or "
-                "prepare with a smaller --chip"
-            )
-        if LANES % world or batch_size % world:
-            raise ValueError(f"{world} ranks must divide {LANES} and batch_size {batch_size}: choose another number")
+        shards = _usable(shards, images, batch_size)
+        if not 0 < lanes <= LANES:
+            raise ValueError(f"data.lanes {lanes} is not in 1 .. {LANES}")
+        if lanes % world or batch_size % world:
+            raise ValueError(f"{world} ranks must divide {lanes} and batch_size {batch_size}: choose another number")
         if workers > len(shards.counts):
             log.info("%d workers are more than shards: %d are used", workers, len(shards.counts))
-        self.shards, self.order = shards, Order(shards.counts, seed)
-        self.dataset = StreamDataset(shards, self.order, draw, collate, images)
+        self.shards, self.weights, self.lanes = shards, weights and [float(w) for w in weights], lanes
+        self.order = (
+            Mixture(shards.counts_by_set, weights, seed, lanes) if weights else Order(shards.counts, seed, lanes)
+        )
+        self.dataset = StreamDataset(shards, self.order, draw, collate)
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.workers, self.prefetch, self.max_damage = min(workers, len(shards.counts)), prefetch, max_damage
         share = batch_size // world
@@ -117,7 +74,25 @@ class Stream:
         self.accumulation = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= limit)
         self.micro_batch = share // self.accumulation
         self.seen = self.damaged = 0
+        self.memory: dict[int, int] = {}
         self._logged: set[tuple[int, int]] = set()
+
+    def check_cache(self, ranks: int) -> None:
+        """ValueError where the remote shards that ``ranks`` ranks of a machine read from in turn outgrow the cache."""
+        if not self.shards.cache:
+            return
+        remote = [part for part in self.shards.parts if is_url(part.folder)]
+        used = MIX * self.lanes * ranks / self.world
+        sets = [[part] for part in remote] if self.weights else [remote]
+        groups = [
+            (sum(len(part.names) for part in parts), sum(int(part.bytes.sum()) for part in parts)) for parts in sets
+        ]
+        needed = sum(size * min(1, used / shards) for shards, size in groups if shards)
+        if needed > self.shards.cache.limit:
+            raise ValueError(
+                f"data.cache_gib {self.shards.cache.limit / 2**30:.3g} is less than the {needed / 2**30:.3g} GiB of "
+                f"shards that this machine reads from in turn: raise it, or lower data.lanes {self.lanes} in proportion"
+            )
 
     def positions(self, start_step: int) -> Iterator[np.ndarray]:
         """Global positions of this rank's micro-batches, each ``[micro_batch]``, from a step on, for ever."""
@@ -129,10 +104,11 @@ class Stream:
 
     def batches(self, start_step: int = 0) -> Iterator[Any]:
         """Collated micro-batches from optimiser step ``start_step`` on: ``accumulation`` of them per step, for ever."""
+        later = itertools.islice(self.positions(start_step), AHEAD // self.micro_batch, None)
         loader = DataLoader(
             self.dataset,
             batch_size=None,
-            sampler=self.positions(start_step),  # type: ignore[arg-type]
+            sampler=zip(self.positions(start_step), later, strict=True),  # type: ignore[arg-type]
             collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_parent,
             num_workers=self.workers,
@@ -142,6 +118,7 @@ class Stream:
             generator=torch.Generator(),  # the global one must not depend on when a loader starts
         )
         for loaded in loader:
+            self.memory[loaded.process] = loaded.memory
             self._account(loaded.damage)
             if loaded.error is not None:
                 raise loaded.error
@@ -149,12 +126,13 @@ class Stream:
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint after ``step`` optimiser steps keeps."""
-        return {"seed": self.order.seed, "samples": step * self.batch_size, "shards": self.shards.digest}
+        consumed = {"seed": self.order.seed, "samples": step * self.batch_size, "shards": self.shards.digest}
+        return {**consumed, "weights": self.weights, "lanes": self.lanes}
 
     def start_step(self, state: Mapping[str, Any]) -> int:
         """The step to go on with; ValueError where the state belongs to another stream."""
         own = self.state(0)
-        for name, what in (("seed", "seed"), ("shards", "shard sets")):
+        for name, what in (("seed", "seed"), ("shards", "shard sets"), ("weights", "weights"), ("lanes", "lanes")):
             if state[name] != own[name]:
                 raise ValueError(f"the checkpoint's {what} ({state[name]}) differ from the run's ({own[name]})")
         if state["samples"] % self.batch_size:
@@ -176,6 +154,19 @@ class Stream:
             if (shard, index) not in self._logged:
                 self._logged.add((shard, index))
                 log.warning("damaged sample replaced: %s", sentence)
+
+
+def _usable(shards: ShardSet, images: Collection[str] | None, batch_size: int) -> ShardSet:
+    """The samples that have any of ``images``; ValueError where they do not fill a batch."""
+    usable = shards.having(images)
+    if left_out := len(shards) - len(usable):
+        log.info("%d of %d samples have none of %s and are left out", left_out, len(shards), ", ".join(images or ()))
+    if len(usable) < batch_size:
+        raise ValueError(
+            f"{len(usable)} samples are fewer than the global batch_size of {batch_size}: lower data.batch_size or "
+            "prepare with a smaller --chip"
+        )
+    return usable
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dinov2 import config, distributed, objectives
 from dinov2.data import series, views
 from dinov2.data.sample import Sample
-from dinov2.data.shards import ShardSet
+from dinov2.data.shards import Cache, ShardSet
 from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
 from dinov2.env import expand
@@ -173,6 +173,8 @@ def build_stream(cfg: DictConfig, objective: Objective, shards: ShardSet, normal
         workers=cfg.data.workers,
         micro_batch=cfg.data.micro_batch,
         images=images,
+        weights=cfg.data.weights,
+        lanes=cfg.data.lanes,
         max_damage=cfg.data.max_damage,
     )
 
@@ -201,9 +203,11 @@ def build(cfg: DictConfig) -> Parts:
     folders = [expand(path) for path in cfg.data.shards]
     if len(set(folders)) < len(folders):
         raise ValueError("data.shards names a set twice: " + ", ".join(folders))
-    shards = ShardSet.open(folders)
+    cache = Cache(expand(cfg.data.cache), int(cfg.data.cache_gib * 2**30)) if cfg.data.cache else None
+    shards = ShardSet.open(folders, cache=cache)
     normalisation = Normalisation.from_stats(shards.stats)
     stream = build_stream(cfg, objective, shards, normalisation)
+    stream.check_cache(distributed.local_world())
     optim = config.plain(cfg.optim)
     optim["lr"] = scaled_lr(cfg.optim.base_lr, cfg.data.batch_size, cfg.optim.scaling)
     width = cast(VisionTransformer, objective.encoder).embed_dim

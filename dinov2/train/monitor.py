@@ -81,6 +81,7 @@ class Monitor:
             if probe:
                 values[f"probe/{probe.label}"] = probe.accuracy()
             speed = {"images_per_s": self.images / elapsed, "data_wait": self.batches.seconds / elapsed}
-            memory = peak_bytes(self.parts.device) / 2**20
-            self.log.write(done, {**values, "lr": now.lr, **speed, "memory_mib": memory})
+            loader = max(self.parts.stream.memory.values())  # of this rank's processes
+            memory = {"memory_mib": peak_bytes(self.parts.device) / 2**20, "loader_mib": loader / 2**20}
+            self.log.write(done, {**values, "lr": now.lr, **speed, **memory})
             self.restart()

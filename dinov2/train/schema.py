@@ -23,11 +23,15 @@ class Data:
     """Where samples come from."""
 
     shards: list[str] = MISSING  # shard sets (folders or fsspec URLs); several are one set
-    images: list[str] | None = None  # image keys or sensor names to use; null = all
+    weights: list[float] | None = None  # share of each set in the stream; null = every sample once per epoch
+    images: list[str] | None = None  # image keys or sensor names to use, samples without any are left out; null = all
     batch_size: int = 256  # samples per optimiser step over all ranks
     micro_batch: int | None = None  # samples per forward pass and rank; null = the rank's whole share of the batch
     workers: int = 2  # loader processes per rank
     max_damage: float = 0.01  # stop once this fraction of samples was damaged; 0 = at once
+    lanes: int = 3072  # places read from in turn, 8 shards each; ranks must divide it; fewer need a smaller cache
+    cache: str | None = None  # folder for copies of remote shards, shared by a machine's runs; null = none are made
+    cache_gib: float = 100.0  # the most it may hold
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Train:
 
 
 FREE = {  # what may change between a run and its resumption
-    "data": {"workers", "max_damage"},
+    "data": {"workers", "max_damage", "cache", "cache_gib"},
     "train": {
         "log_every",
         "save_every",
@@ -120,7 +124,7 @@ FREE = {  # what may change between a run and its resumption
 
 
 POSITIVE = {  # options that must exceed 0 (or be null where they may)
-    "data": ("batch_size", "micro_batch"),
+    "data": ("batch_size", "micro_batch", "cache_gib"),
     "model": ("patch_size", "image_size"),
     "optim": ("clip",),
     "train": ("steps", "log_every", "save_every", "keep", "health_every"),

@@ -82,6 +82,11 @@ class ShardSet:
         """Size of all shards."""
         return int(sum(part.bytes.sum() for part in self.parts))
 
+    @property
+    def counts_by_set(self) -> list[np.ndarray]:
+        """``counts`` of each single set."""
+        return np.split(self.counts, self._ends[:-1])
+
     @cached_property
     def images(self) -> dict[str, list[ImageSpec]]:
         """Image key -> its distinct specs."""
