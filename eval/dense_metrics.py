@@ -1,38 +1,18 @@
 """Scores of maps and of several labels per image, from one small additive state per image.
 
-Summed over images a state gives the score; summed over resampled images its interval; and since each image lies on
-exactly one rank, W ranks give the numbers of one.
+Summed over images a state gives the score; summed over resampled images its interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dinov2.distributed import sum_
 from eval.metrics import confusion_matrix
-
-
-class Tally:
-    """States ``[N, *shape]`` of all N images of a split, filled by all ranks in any order."""
-
-    def __init__(self, images: int, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.states = torch.zeros(images, *shape, dtype=torch.float64, device=device)
-        self.times = torch.zeros(images, dtype=torch.float64, device=device)
-
-    def add(self, positions: Tensor, states: Tensor) -> None:
-        """The ``states`` ``[B, *shape]`` of the images at ``positions`` ``[B]`` of the split."""
-        self.states.index_add_(0, positions, states.double())
-        self.times.index_add_(0, positions, torch.ones_like(positions, dtype=torch.float64))
-
-    def gather(self) -> Tensor:
-        """``[N, *shape]`` on every rank. AssertionError where an image was lost or counted twice."""
-        wrong = (sum_(self.times) != 1).nonzero().flatten().tolist()
-        assert not wrong, f"{len(wrong)} images were lost or counted twice, the first at position {wrong[0]}"
-        return sum_(self.states)
 
 
 def bootstrap(
@@ -47,13 +27,24 @@ def bootstrap(
 
     ``states`` ``[N, *shape]``; ``score`` maps their sums ``[R, *shape]`` to ``[R]``.
     """
-    draw, n = np.random.default_rng(seed), len(states)
     flat = states.double().cpu().flatten(1)
     # one resample at a time: memory is O(N)
-    times = (np.bincount(draw.integers(0, n, n), minlength=n) for _ in range(resamples))
-    sums = torch.stack([torch.from_numpy(t).double() @ flat for t in times])
-    scores = score(sums.view(-1, *states.shape[1:])).numpy()
-    low, high = np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    sums = [times @ flat for times in resampled(len(states), seed, resamples)]
+    return interval(score(torch.stack(sums).view(-1, *states.shape[1:])) if sums else torch.empty(0), level)
+
+
+def resampled(images: int, seed: int, resamples: int) -> Iterator[Tensor]:
+    """How often each image is drawn, ``[N]`` float64, resample after resample."""
+    draw = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield torch.from_numpy(np.bincount(draw.integers(0, images, images), minlength=images)).double()
+
+
+def interval(scores: Tensor, level: float = 0.95) -> tuple[float, float]:
+    """The quantiles between which ``level`` of the ``scores`` ``[R]`` lie; NaN without any."""
+    if not len(scores):
+        return math.nan, math.nan
+    low, high = np.nanquantile(scores.numpy(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -142,14 +133,48 @@ def multilabel_scores(logits: Tensor, target: Tensor) -> dict[str, float]:
     map: mean over the labels that occur of the average precision; micro_f1 over all labels and images; macro_f1 over
     the labels that occur or are predicted; exact_match: share of images with every label right.
     """
+    predicted, true, labels = logits > 0, target.bool(), label_scores(logits, target)
+    hits, sizes = (predicted & true).sum().double(), (predicted.sum() + true.sum()).double()
+    return {
+        "map": float(np.nanmean(labels["average_precision"])),
+        "micro_f1": (2 * hits / sizes).item(),
+        "macro_f1": float(np.nanmean(labels["f1"])),
+        "exact_match": (predicted == true).all(1).double().mean().item(),
+    }
+
+
+def label_scores(logits: Tensor, target: Tensor) -> dict[str, list[float]]:
+    """Per label average precision, F1 and support; NaN for what is undefined. See :func:`multilabel_scores`."""
     from sklearn.metrics import average_precision_score  # slow to import
 
     predicted, true = logits > 0, target.bool()
     hits, sizes = (predicted & true).sum(0).double(), (predicted.sum(0) + true.sum(0)).double()  # [K]
-    occurs = true.any(0)
+    scores = logits.float().cpu().numpy()
+    precision = [
+        float(average_precision_score(t, scores[:, k])) if t.any() else math.nan
+        for k, t in enumerate(true.cpu().numpy().T)
+    ]
     return {
-        "map": float(average_precision_score(true[:, occurs].cpu(), logits[:, occurs].float().cpu(), average="macro")),
-        "micro_f1": (2 * hits.sum() / sizes.sum()).item(),
-        "macro_f1": (2 * hits / sizes).nanmean().item(),
-        "exact_match": (predicted == true).all(1).double().mean().item(),
+        "average_precision": precision,
+        "f1": (2 * hits / sizes).tolist(),
+        "support": true.sum(0).double().tolist(),
     }
+
+
+def bootstrap_precision(
+    logits: Tensor, target: Tensor, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean average precision over resampled images; arguments as above.
+
+    An image drawn w times counts w times: with the images in falling order of a label's score, average precision is
+    sum_i w_i t_i P_i / sum_i w_i t_i, P_i the share of true ones up to i. Equal scores count in the order of images.
+    """
+    order = logits.argsort(stable=True, dim=0, descending=True)  # [N, K]
+    true = target.gather(0, order).double()
+    scores = []
+    for times in resampled(len(logits), seed, resamples):
+        weight = times[order]  # [N, K]
+        right = (weight * true).cumsum(0)
+        precision = right / weight.cumsum(0).clamp_min(1)
+        scores.append(((weight * true * precision).sum(0) / right[-1]).nanmean())
+    return interval(torch.stack(scores) if scores else torch.empty(0), level)

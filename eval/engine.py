@@ -5,21 +5,28 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dinov2 import distributed
-from eval import metrics, schema
+from eval import schema
 from eval.datasets import EvalDataset, build_dataset
-from eval.encoders import Model, home_of, load_model, name_of, seeded
-from eval.features import FeatureCache
+from eval.encoders import fresh, home_of, load_model, name_of, seeded
+from eval.features import Trial, extract
 from eval.joining import ZEROS
+from eval.labels import Labels, labels_hash, limited
+from eval.networks import Model
 from eval.probe import ProbeData
-from eval.results import CellFile, Row, write_tables
+from eval.results import CellFile, Row, write_tables, written
+from eval.scoring import Outcome, score, states_of
+from eval.tasks.decoder import Options, decoder
+from eval.tasks.encoding import Store
+from eval.trained import Trained, load_trained
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class Cell:
     evaluation: schema.Evaluation
     seed: int
     file: CellFile
+
+    @property
+    def source(self) -> str:
+        """The entry whose weights the encoder starts from."""
+        return fresh(self.model) if self.evaluation.task.get("train") == "scratch" else self.model
 
     @property
     def group(self) -> str:
@@ -45,9 +57,11 @@ class Bench:
     """Models, datasets and features that the cells of one call share."""
 
     device: torch.device
-    features: FeatureCache = field(default_factory=FeatureCache)
     datasets: dict[str, EvalDataset] = field(default_factory=dict)
     loaded: tuple[tuple[str, int], Model] | None = None  # the latest model only: cells come sorted by it
+    trials: dict[tuple[str, ...], Trial] = field(default_factory=dict)  # of the latest model, too
+    features: dict[tuple[str, ...], dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+    store: Store = field(default_factory=Store)
 
     def dataset(self, options: Mapping[str, Any]) -> EvalDataset:
         """Opened on first use."""
@@ -63,43 +77,72 @@ class Bench:
             self.loaded = key, load_model(obj, self.device, seed)
         return self.loaded[1]
 
+    def trial(self, model: Model, dataset: EvalDataset, evaluation: schema.Evaluation) -> Trial:
+        """The model on the dataset, joined and checked on first use."""
+        sizing, running = evaluation.model["size"], evaluation.running
+        key = (model.digest, dataset.view_hash, evaluation.missing, str(sizing))
+        if key not in self.trials:
+            self.trials = {k: v for k, v in self.trials.items() if k[0] == model.digest}
+            self.trials[key] = Trial.of(
+                model,
+                dataset,
+                self.device,
+                missing=evaluation.missing,
+                sizing=sizing,
+                batch_size=running["batch_size"],
+                workers=running["workers"],
+            )
+        return self.trials[key]
+
+    def pooled(self, trial: Trial) -> dict[str, dict[str, Tensor]]:
+        """The features of all splits, made on first use: cells of one model and dataset share them."""
+        if trial.key not in self.features:
+            self.features = {k: v for k, v in self.features.items() if k[0] == trial.key[0]}
+            self.features[trial.key] = extract(trial)
+        return self.features[trial.key]
+
 
 def run_cell(cell: Cell, bench: Bench) -> Row:
     """The cell's row: the stored one if nothing that decides it has changed, else a new one."""
     evaluation, dataset = cell.evaluation, bench.dataset(cell.evaluation.dataset)
-    model = bench.model(cell.model, cell.seed)
+    model = bench.model(cell.source, cell.seed)
+    rows = limited(dataset, Labels(**evaluation.labels))
     identity = {
         "config_hash": evaluation.config_hash,
         "data_hash": dataset.data_hash,
         "split_hash": dataset.split_hash,
         "model_hash": model.digest,
     }
+    if len(rows) < len(dataset.splits["train"]):
+        identity["labels_hash"] = labels_hash(dataset, rows)
     done = cell.file.done(identity)
     if done is not None:
         return done
     start = time.perf_counter()
-    features = bench.features.get(model, dataset, bench.device, evaluation.missing, **evaluation.running)
-    labels = {name: split.labels.to(bench.device) for name, split in dataset.splits.items()}
-    classes = len(dataset.classes)
-    data = ProbeData(**features.pooled, train_labels=labels["train"], val_labels=labels["val"], classes=classes)
-    task = dict(evaluation.task)
-    outcome = schema.TASKS[task.pop("name")](data, cell.seed, **task)
-    scores = metrics.score(outcome.predicted, labels["test"], classes, resamples=evaluation.resamples, seed=cell.seed)
+    trial = bench.trial(model, dataset, evaluation)
+    outcome = learn(cell, bench, trial, rows)
+    scores = scored(cell, dataset, outcome.logits)
+    if outcome.trained:
+        whole = outcome.trained[0] is not model  # it has learnt, or was made for this data
+        Trained.of(trial, *outcome.trained, whole, (cell.source, cell.seed)).save(cell.file.trained, **identity)
     row = Row(
-        model=model.name,
-        role=model.role,
+        model=name_of(cell.model),
+        role="baseline" if cell.source != cell.model else model.role,
         dataset=dataset.name,
+        kind=dataset.kind,
+        unit=dataset.unit,
         task=evaluation.task["name"],
         seed=cell.seed,
         config=evaluation.name,
-        normalisation=features.normalisation,
-        bands=[r["band"] for r in features.received],
-        missing=[r["expected"] for r in features.received if r["band"] == ZEROS],
-        received=features.received,
-        input_size=features.size,
+        normalisation=trial.joined.words,
+        bands=[r["band"] for r in trial.received],
+        missing=[r["expected"] for r in trial.received if r["band"] == ZEROS],
+        received=trial.received,
+        input_size=trial.example["imgs"].shape[-1],
+        sizing=trial.joined.sizing,
         chosen=outcome.chosen,
-        n_train=len(labels["train"]),
-        n_val=len(labels["val"]),
+        n_train=len(rows),
+        n_val=len(dataset.splits["val"]),
         ignored=dataset.ignored,
         classes=list(dataset.classes),
         seconds=round(time.perf_counter() - start, 2),
@@ -108,6 +151,53 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
     )
     cell.file.write(row)
     return row
+
+
+def test_again(cell: Cell, bench: Bench) -> Row:
+    """A finished cell's row with new scores of its kept head on the test images, normalised as in its training."""
+    if not cell.file.trained.is_file():
+        raise ValueError(
+            f"there is no {cell.file.trained} to be tested: run the cell without --test-only (decoders only)"
+        )
+    start, dataset = time.perf_counter(), bench.dataset(cell.evaluation.dataset)
+    trained, running = load_trained(cell.file.trained, bench.device), cell.evaluation.running
+    logits = trained.predictions(dataset.splits["test"], bench.device, running["batch_size"], running["workers"])
+    scores = scored(cell, dataset, logits)
+    data = {"data_hash": dataset.data_hash, "split_hash": dataset.split_hash}
+    row: Row = {**cell.file.read(), **data, **scores, "seconds": round(time.perf_counter() - start, 2)}  # type: ignore[typeddict-item]
+    cell.file.write(row)
+    return row
+
+
+def scored(cell: Cell, dataset: EvalDataset, logits: Iterable[Tensor]) -> dict[str, Any]:
+    """The metric fields of predictions of the test images."""
+    states, resamples = states_of(dataset, "test", logits), cell.evaluation.resamples
+    return score(dataset.kind, states, len(dataset.classes), resamples=resamples, seed=cell.seed)
+
+
+def learn(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int]) -> Outcome:
+    """What the cell's task makes of these training images."""
+    task = dict(cell.evaluation.task)
+    name, dataset = task.pop("name"), trial.dataset
+    if name == "decoder":
+        bench.store.limit = cell.evaluation.running["memory"]
+        return decoder(trial, bench.store, rows, cell.seed, Options(**task))
+    labels = {split: dataset.splits[split].labels for split in ("train", "val")}
+    if labels["train"] is None or labels["val"] is None:
+        raise ValueError(
+            f"dataset {dataset.name} has a map per image: task.name={name} takes labels, decoder takes maps"
+        )
+    features, chosen = bench.pooled(trial), list(rows)
+    data = ProbeData(
+        train={pooling: x[chosen] for pooling, x in features["train"].items()},
+        val=features["val"],
+        test=features["test"],
+        train_labels=labels["train"][chosen].to(trial.device),
+        val_labels=labels["val"].to(trial.device),
+        classes=len(dataset.classes),
+        kind=dataset.kind,
+    )
+    return schema.TASKS[name](data, cell.seed, **task)
 
 
 def plan(models: Sequence[str], evaluations: Sequence[schema.Evaluation], output: Path | None) -> list[Cell]:
@@ -137,17 +227,24 @@ def default_output(models: Sequence[str]) -> Path:
     return homes[0]
 
 
-def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1)) -> None:
-    """Do this part's cells: group i goes to part i mod n. A failure is recorded and the rest goes on."""
+def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1), test_only: bool = False) -> None:
+    """Do this part's cells: group i goes to part i mod n. A failure is recorded and the rest goes on.
+
+    ``test_only``: no training, finished cells are tested again.
+    """
     groups = list(dict.fromkeys(cell.group for cell in cells))
     mine = [c for c in cells if groups.index(c.group) % part[1] == part[0]]
+    start = time.perf_counter()
     for i, cell in enumerate(mine, 1):
         try:
-            row = run_cell(cell, bench)
-            print(f"[{i}/{len(mine)}] {cell}: {100 * row['value']:.1f} % ({row['seconds']:.1f} s)", flush=True)
+            row = test_again(cell, bench) if test_only else run_cell(cell, bench)
+            words = f"{written(row['metric'], row['value'], row['unit'])} ({row['seconds']:.1f} s)"
         except Exception as error:  # whatever it was, it is kept with its traceback and turns the exit code
             cell.file.fail(traceback.format_exc())
-            print(f"[{i}/{len(mine)}] {cell}: FAILED: {error} (traceback in {cell.file.error})", flush=True)
+            words = f"FAILED: {error} (traceback in {cell.file.error})"
+        left = (time.perf_counter() - start) / i * (len(mine) - i)
+        rest = f", about {left:.0f} s left" if i < len(mine) else ""
+        print(f"[{i}/{len(mine)}{rest}] {cell}: {words}", flush=True)
 
 
 def collect(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:

@@ -1,111 +1,111 @@
-"""Features of a frozen model on a dataset: computed once, one pass for all poolings, shared by every probe."""
+"""A model on a dataset, and the pooled features of a frozen one."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from dinov2 import distributed
-from dinov2.data.batch import Batch
-from dinov2.data.views import collate, full_view, render
-from eval.datasets import EvalDataset, Split
+from dinov2.data.batch import Batch, View
+from eval.datasets import EvalDataset
 from eval.joining import Join, join
 from eval.networks import Model
-
-VIEW = "image"  # the name of a full view in a batch
+from eval.reading import VIEW, batches, steps
+from eval.tiling import crop
 
 
 @dataclass(frozen=True)
-class Features:
-    """``pooled[split][pooling]`` is ``[N, D]``.
+class Trial:
+    """One model on one dataset: what reaches the model and how.
 
-    How pixels were normalised, the side of the input in pixels, and what the model received band by band
-    (:meth:`eval.joining.Join.received`, of the first training batch).
+    ``received`` tells it band by band (:meth:`eval.joining.Join.received`), ``example`` is a view of one image that the
+    model takes; ``batch_size`` images are encoded at once. ``key`` identifies what is encoded and how, the model first.
     """
 
-    pooled: dict[str, dict[str, Tensor]]
-    normalisation: str
-    size: int
+    model: Model
+    dataset: EvalDataset
+    joined: Join
+    device: torch.device
     received: list[dict[str, Any]]
+    example: View
+    key: tuple[str, ...]
+    batch_size: int = 64
+    workers: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        dataset: EvalDataset,
+        device: torch.device,
+        *,
+        missing: str = "error",
+        sizing: str | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+    ) -> Trial:
+        """Join both, and look at the first training images; impossible input is an error that names its band."""
+        joined = join(model, dataset, missing, sizing)
+        rows = [list(range(min(batch_size, len(dataset.splits["train"]))))]
+        first = next(steps(dataset.splits["train"], joined, device, rows, frames=dataset.frames))[0].views[VIEW]
+        flat = first if dataset.frames == 1 else folded(first)
+        received = joined.received(flat["imgs"])
+        window = {**flat, "imgs": crop(flat["imgs"], (0, 0), joined.window)} if joined.window else flat
+        key = (model.digest, dataset.view_hash, missing, str(sizing))
+        example = {name: x[:1] for name, x in window.items()}
+        return cls(model.fitted(window), dataset, joined, device, received, example, key, batch_size, workers)
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """The split in its own order; see :func:`steps`."""
+        return batches(
+            self.dataset.splits[split],
+            self.joined,
+            self.device,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            frames=self.dataset.frames,
+        )
 
 
-class _Views(torch.utils.data.Dataset):
-    """A split's samples as full views; runs in loader processes."""
-
-    def __init__(self, split: Split, joined: Join) -> None:
-        self.split, self.joined = split, joined
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, i: int):
-        j = self.joined
-        return full_view(self.split[i], images=j.images, bands=j.bands, size=j.size, norm=j.norm)
-
-
-def batches(split: Split, joined: Join, device: torch.device, *, batch_size: int, workers: int) -> Iterator[Batch]:
-    """The split in its own order, each sample once, as ``joined`` says."""
-    views = _Views(split, joined)
-    seen = 0
-    quiet = distributed.world() > 1 or not sys.stdout.isatty()
-    loader = DataLoader(views, batch_size, num_workers=workers, collate_fn=collate)
-    for raw in track(loader, f"reading {len(split)} samples", disable=quiet, transient=True):
-        batch = render(raw, device)
-        assert tuple(batch.keys) == split.keys[seen : seen + batch.size], "samples arrived out of order"
-        seen += batch.size
-        yield replace(batch, views={VIEW: joined.view(batch.views[VIEW])})
-    assert seen == len(split), f"{seen} of {len(split)} samples arrived"
+def folded(view: View) -> View:
+    """The dates of ``[B, T, ...]`` as images of their own, ``[B * T, ...]``."""
+    return {name: x.flatten(0, 1) for name, x in view.items()}
 
 
 @torch.inference_mode()
-def extract(
-    model: Model,
-    dataset: EvalDataset,
-    device: torch.device,
-    *,
-    missing: str = "error",
-    batch_size: int = 64,
-    workers: int = 0,
-) -> Features:
-    """Features of every split; impossible input is an error that names its band, non-finite features the sample."""
-    joined = join(model, dataset, missing)
-    received: list[dict[str, Any]] = []
+def extract(trial: Trial) -> dict[str, dict[str, Tensor]]:
+    """Pooled features ``[split][pooling]`` ``[N, D]``; non-finite ones are an error that names the sample.
+
+    Of a series the mean over its dates; of a pair both, one after the other.
+    """
+    if trial.joined.window:
+        raise ValueError("model.size=tile is for decoders on maps; knn and linear take whole images")
     pooled: dict[str, dict[str, Tensor]] = {}
-    for name, split in dataset.splits.items():
+    for name in trial.dataset.splits:
         parts: dict[str, list[Tensor]] = {}
-        for batch in batches(split, joined, device, batch_size=batch_size, workers=workers):
-            received = received or joined.received(batch.views[VIEW]["imgs"])
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                found = model.features(batch.views[VIEW])
+        for batch in trial.batches(name):
+            view = batch.views[VIEW]
+            series = trial.dataset.frames > 1
+            with torch.autocast(trial.device.type, torch.bfloat16, enabled=trial.device.type == "cuda"):
+                found = trial.model.features(folded(view) if series else view)
             for pooling, x in found.items():
+                if series:
+                    x = over_dates(x.unflatten(0, (batch.size, -1)), batch.meta["padding"], trial.dataset.pair)
                 bad = ~torch.isfinite(x).all(1)
                 if bad.any():
                     key = batch.keys[int(bad.nonzero()[0])]
-                    raise ValueError(f"model {model.name}: the {pooling} features of sample {key!r} are not finite")
+                    raise ValueError(
+                        f"model {trial.model.name}: the {pooling} features of sample {key!r} are not finite"
+                    )
                 parts.setdefault(pooling, []).append(x.float())
         pooled[name] = {p: torch.cat(xs) for p, xs in parts.items()}
-    return Features(pooled, joined.words, batch.views[VIEW]["imgs"].shape[-1], received)
+    return pooled
 
 
-@dataclass
-class FeatureCache:
-    """Features by (model, dataset, treatment of missing bands) for the length of one call."""
-
-    held: dict[tuple[str, str, str], Features] = field(default_factory=dict)
-
-    def get(
-        self, model: Model, dataset: EvalDataset, device: torch.device, missing: str = "error", **options: int
-    ) -> Features:
-        """Computed on first use; only the latest model is kept, since cells come sorted by model."""
-        key = (model.digest, dataset.view_hash, missing)
-        if key not in self.held:
-            self.held = {k: v for k, v in self.held.items() if k[0] == model.digest}
-            self.held[key] = extract(model, dataset, device, missing=missing, **options)
-        return self.held[key]
+def over_dates(x: Tensor, padding: Tensor, pair: bool) -> Tensor:
+    """``[B, T, D] -> [B, D]``, the mean over dates that are there; of a pair ``[B, 2 D]``."""
+    there = ~padding[:, :, None].to(x.device)
+    return x.flatten(1) if pair else (x * there).sum(1) / there.sum(1)

@@ -81,6 +81,13 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "mse": mean_squared_error,
 }
 
+OF_KIND: Mapping[str, tuple[str, ...]] = {  # what a dataset of each kind can be trained with, the default first
+    "classification": ("cross_entropy",),
+    "multilabel": ("bce",),
+    "segmentation": ("cross_entropy", "weighted_cross_entropy", "dice", "bce"),
+    "regression": ("mse",),
+}
+
 
 def build_loss(
     name: str, *, ignore_index: int = -1, distribution: Sequence[float] | None = None

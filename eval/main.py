@@ -1,4 +1,4 @@
-"""Evaluate frozen encoders, floors beside them.
+"""Evaluate encoders, floors beside them: by kNN, by a linear probe, by a decoder on their feature maps.
 
     python eval/main.py --model-obj "runs/vit_small;random:runs/vit_small;pixelstats" \\
                         --config-obj configs/eval/quickstart dataset.root=data/sandbox
@@ -31,7 +31,7 @@ from eval.encoders import expand_models, home_of, load_model, name_of  # noqa: E
 from eval.engine import Bench, collect, default_output, evaluate, plan, run  # noqa: E402
 from eval.pictures import patch_gallery  # noqa: E402
 from eval.report import write_report  # noqa: E402
-from eval.results import Row, percent, summarise, verdicts, write_tables  # noqa: E402
+from eval.results import Row, summarise, verdicts, write_tables  # noqa: E402
 
 PATIENCE = datetime.timedelta(days=7)  # ranks wait for the slowest one's cells
 
@@ -41,9 +41,9 @@ __all__ = ["evaluate", "main"]
 def show(rows: Sequence[Row], failed: Sequence[str]) -> None:
     """The table, the verdicts (red where a floor is not beaten) and the failures."""
     console = Console(highlight=False)
-    table = Table("config", Column("model", overflow="fold"), "role", "accuracy % [95 % CI]", "n")
+    table = Table("config", Column("model", overflow="fold"), "role", "metric", "value [95 % CI]", "n")
     for line in summarise(rows):
-        table.add_row(line.config, line.model, line.role, escape(percent(line)), str(line.n))
+        table.add_row(line.config, line.model, line.role, line.metric, escape(str(line)), str(line.n))
     if rows:
         console.print(table)
     for verdict in verdicts(rows):
@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model-obj", "--model_obj", required=True, help="models, folders, globs, NAME@FILE joined by ';'")
     p.add_argument("--config-obj", "--config_obj", required=True, help="YAML files, folders and globs joined by ';'")
     p.add_argument("--output-dir", "--output_dir", type=Path, help="tables and rows (default: inside the first run)")
+    p.add_argument(
+        "--test-only", "--test_only", action="store_true", help="test the kept decoders of finished cells again"
+    )
     p.add_argument("--list-models", action=ListModels, nargs=0, help="released encoders, their input and cost")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options that override every config")
     return p
@@ -97,7 +100,7 @@ def main(argv: list[str]) -> int:
     distributed.init(timeout=PATIENCE)
     try:
         bench = Bench(distributed.device())
-        run(cells, bench, (distributed.rank(), distributed.world()))
+        run(cells, bench, (distributed.rank(), distributed.world()), args.test_only)
         distributed.barrier()
         rows, failed = collect(cells)
         if distributed.rank() == 0:

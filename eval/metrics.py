@@ -1,8 +1,6 @@
-"""Scores from one summed confusion matrix, and their uncertainty over test images."""
+"""Scores of a classification from one summed confusion matrix."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,32 +36,4 @@ def class_scores(confusion: Tensor) -> dict[str, list[float]]:
         "precision": (hits / guesses.clamp(min=1) + absent).tolist(),
         "f1": (2 * hits / (truth + guesses) + absent).tolist(),
         "support": truth.tolist(),
-    }
-
-
-def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean of ``values [N]`` over resampled images (Efron 1979)."""
-    draw = np.random.default_rng(seed)
-    n = len(values)
-    means = [values[draw.integers(0, n, n)].mean() for _ in range(resamples)]  # one resample at a time: memory is O(N)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def score(predicted: Tensor, target: Tensor, classes: int, *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """The metric fields of a result row: overall accuracy as the value, its 95 % interval, and the details."""
-    assert predicted.shape == target.shape, f"{tuple(predicted.shape)} predictions for {tuple(target.shape)} labels"
-    confusion = confusion_matrix(predicted, target, classes)
-    assert int(confusion.sum()) == len(target), "a test image was lost or counted twice"
-    low, high = bootstrap((predicted == target).double().cpu().numpy(), seed=seed, resamples=resamples)
-    summary = summarise(confusion)
-    return {
-        "metric": "accuracy",
-        "value": summary["accuracy"],
-        "ci_low": low,
-        "ci_high": high,
-        "n": len(target),
-        "metrics": summary,
-        "per_class": class_scores(confusion),
-        "confusion": confusion.tolist(),
     }

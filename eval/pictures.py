@@ -18,9 +18,9 @@ from torch import Tensor
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
 from eval.datasets import EvalDataset, Split
-from eval.features import VIEW, batches
 from eval.joining import Join, join, physical
 from eval.networks import Model, Transformer
+from eval.reading import VIEW, batches
 
 RGB_NM = (665, 560, 490)  # wavelengths of a true-colour picture
 GAMMA = 0.7  # brightens the dark half, where most of the land lies
@@ -106,16 +106,25 @@ class Gallery:
 def patch_gallery(
     models: Sequence[Model], dataset: EvalDataset, device: torch.device, count: int = 6, missing: str = "error"
 ) -> Gallery:
-    """The first test image of each class (at most ``count``), seen by every model that has feature maps."""
-    test = dataset.splits["test"]
-    first = [int((test.labels == c).nonzero()[0]) for c in test.labels.unique().tolist()][:count]
-    rows = Split([test.keys[i] for i in first], test.labels[first].tolist(), lambda i: test[first[i]])
+    """Test images seen by every model that has feature maps: of each class the first, at most ``count`` in all.
+
+    Where images do not have one class each, the first ones; of a series the first date.
+    """
+    test, classes = dataset.splits["test"], dataset.kind == "classification" and dataset.splits["test"].labels
+    if isinstance(classes, Tensor):
+        first = [int((classes == c).nonzero()[0]) for c in classes.unique().tolist()][:count]
+        captions = [dataset.classes[int(classes[i])] for i in first]
+    else:
+        first = list(range(len(test)))[:count]
+        captions = [test.keys[i] for i in first]
+    rows = Split([test.keys[i] for i in first], [0] * len(first), lambda i: test[first[i]])
     columns: dict[str, list[str]] = {}
     plain = physical(dataset)
 
     def seen(joined: Join) -> View:
-        (batch,) = batches(rows, joined, device, batch_size=count, workers=0)
-        return batch.views[VIEW]
+        (batch,) = batches(rows, joined, device, batch_size=count, workers=0, frames=dataset.frames)
+        view = batch.views[VIEW]
+        return view if dataset.frames == 1 else {name: x[:, 0] for name, x in view.items()}
 
     for model in models:
         if not isinstance(model.network, Transformer):
@@ -125,4 +134,4 @@ def patch_gallery(
             columns["true colour"] = [png(x) for x in pictures]
         maps = model.maps(seen(join(model, dataset, missing)))
         columns[model.name] = [png(x) for x in pca_colours(maps[-1])]
-    return Gallery([dataset.classes[c] for c in rows.labels.tolist()], columns)
+    return Gallery(captions, columns)

@@ -1,29 +1,39 @@
 """What a frozen encoder's features are worth: the data of a probe, and the linear probe.
 
 The grid of learning rates x poolings (DINOv2, section 7.1) is trained in one pass: the heads of one pooling are a
-batched matrix, and the gradient of the cross entropy is written down, so a step costs one product per pooling.
+batched matrix, and the gradient of the loss is written down, so a step costs one product per pooling.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.losses import OF_KIND, build_loss
+from eval.scoring import HEADLINE, Outcome, merit, state
+
 MOMENTUM = 0.9
 INIT_STD = 0.01
+# The mean of a target given the logits: of the loss that goes with it (cross entropy, binary cross entropy, half the
+# squared error) the gradient by the logits is this mean minus the target.
+MEANS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "classification": lambda logits: logits.softmax(-1),
+    "multilabel": torch.sigmoid,
+    "regression": lambda logits: logits,
+}
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Features ``{pooling: [N, D]}`` of the three splits, and labels ``[N]`` of the two that may be looked at.
+    """Features ``{pooling: [N, D]}`` of the three splits, and the targets of the two that may be looked at.
 
-    Test labels are not here: whatever a probe chooses, it cannot choose by them.
+    Targets as in :class:`eval.datasets.Split`: ``[N]`` classes or values, ``[N, K]`` labels, as ``kind`` says. Test
+    targets are not here: whatever a probe chooses, it cannot choose by them.
     """
 
     train: Mapping[str, Tensor]
@@ -32,6 +42,11 @@ class ProbeData:
     train_labels: Tensor
     val_labels: Tensor
     classes: int
+    kind: str = "classification"
+
+    def merit(self, logits: Tensor) -> float:
+        """How good logits of the validation images are, the more the better."""
+        return merit(self.kind, state(self.kind, logits, self.val_labels, self.classes), self.classes)
 
     def poolings(self, wanted: Sequence[str]) -> list[str]:
         """The wanted poolings; a model that offers a single feature vector has no choice to make."""
@@ -44,14 +59,6 @@ class ProbeData:
         return list(wanted)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Predicted classes of the test images ``[N]`` and what was chosen by validation."""
-
-    predicted: Tensor
-    chosen: dict[str, Any]
-
-
 def standardise(data: ProbeData, pooling: str) -> tuple[Tensor, Tensor, Tensor]:
     """Train, val and test features with the training split's mean 0 and deviation 1 per dimension."""
     x = data.train[pooling]  # [N, D]
@@ -61,35 +68,35 @@ def standardise(data: ProbeData, pooling: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train_heads(
-    x: Tensor, y: Tensor, rates: Sequence[float], classes: int, *, epochs: int, batch_size: int, seed: int
+    x: Tensor, y: Tensor, rates: Sequence[float], kind: str, *, epochs: int, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """One linear head per learning rate on features ``x [N, D]``, labels ``y [N]``; returns ``[G, D, K]``, ``[G, K]``.
+    """Linear heads ``[G, D, K]``, ``[G, K]``, one per learning rate, on features ``x [N, D]``, targets ``y [N, K]``.
 
-    Stochastic gradient descent on the cross entropy with momentum 0.9 and a cosine to zero; the rates are scaled by
+    Stochastic gradient descent on the loss of ``kind`` with momentum 0.9 and a cosine to zero; the rates are scaled by
     ``batch_size / 256``. All heads start from the same numbers and see the same batches.
     """
     draw = torch.Generator().manual_seed(seed)
-    (n, d), g = x.shape, len(rates)
+    (n, d), g, k = x.shape, len(rates), y.shape[1]
     batch_size = min(batch_size, n)
-    start = (INIT_STD * torch.randn(d, classes, generator=draw)).to(x)  # [D, K]
+    start = (INIT_STD * torch.randn(d, k, generator=draw)).to(x)  # [D, K]
     weight = start.repeat(1, g)  # [D, G*K]: all heads side by side, so a step is two matrix products
-    bias = x.new_zeros(g * classes)
-    lr = x.new_tensor(rates).mul(batch_size / 256).repeat_interleave(classes)  # [G*K]
-    target = F.one_hot(y, classes).to(x).unsqueeze(1)  # [N, 1, K]
+    bias = x.new_zeros(g * k)
+    lr = x.new_tensor(rates).mul(batch_size / 256).repeat_interleave(k)  # [G*K]
+    target = y.to(x).unsqueeze(1)  # [N, 1, K]
     velocity, velocity_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     per_epoch = math.ceil(n / batch_size)
     for step in range(epochs * per_epoch):
         if step % per_epoch == 0:
             order = torch.randperm(n, generator=draw).to(x.device)
         rows = order[step % per_epoch * batch_size :][:batch_size]
-        logits = torch.addmm(bias, x[rows], weight).view(-1, g, classes)  # [B, G, K]
-        error = ((logits.softmax(-1) - target[rows]) / len(rows)).flatten(1)  # gradient of the mean cross entropy
+        logits = torch.addmm(bias, x[rows], weight).view(-1, g, k)  # [B, G, K]
+        error = ((MEANS[kind](logits) - target[rows]) / len(rows)).flatten(1)  # gradient of the mean loss
         velocity.mul_(MOMENTUM).addmm_(x[rows].T, error)
         velocity_bias.mul_(MOMENTUM).add_(error.sum(0))
         now = lr * 0.5 * (1 + math.cos(math.pi * step / (epochs * per_epoch)))
         weight -= now * velocity
         bias -= now * velocity_bias
-    return weight.view(d, g, classes).transpose(0, 1), bias.view(g, classes)
+    return weight.view(d, g, k).transpose(0, 1), bias.view(g, k)
 
 
 def linear(
@@ -101,19 +108,28 @@ def linear(
     epochs: int = 50,
     batch_size: int = 256,
 ) -> Outcome:
-    """The best head of the grid by validation accuracy (ties: by validation loss), on standardised features."""
-    best: tuple[float, float] = (-1.0, 0.0)
+    """The best head of the grid by the headline metric of validation (ties: by its loss), on standardised features."""
+    loss, metric = build_loss(OF_KIND[data.kind][0]), HEADLINE[data.kind]
+    y, shift, scale = wanted(data)
+    best = (-math.inf, -math.inf)
     for pooling in data.poolings(poolings):
         train, val, test = standardise(data, pooling)
-        weight, bias = train_heads(
-            train, data.train_labels, learning_rates, data.classes, epochs=epochs, batch_size=batch_size, seed=seed
-        )
-        for rate, w, b in zip(learning_rates, weight, bias, strict=True):
+        weight, bias = train_heads(train, y, learning_rates, data.kind, epochs=epochs, batch_size=batch_size, seed=seed)
+        for rate, w, b in zip(learning_rates, weight * scale, bias * scale + shift, strict=True):
             logits = val @ w + b  # [N, K]
-            accuracy = (logits.argmax(1) == data.val_labels).double().mean().item()
-            merit = (accuracy, -F.cross_entropy(logits, data.val_labels).item())
-            if merit > best:
-                best = merit
-                chosen = {"pooling": pooling, "learning_rate": rate, "val_accuracy": accuracy}
-                predicted = (test @ w + b).argmax(1)
-    return Outcome(predicted, chosen)
+            merits = (data.merit(logits), -loss(logits, data.val_labels).item())
+            if merits > best:
+                best = merits
+                chosen = {"pooling": pooling, "learning_rate": rate, f"val_{metric}": abs(merits[0])}
+                predicted = test @ w + b
+    return Outcome([predicted], chosen)
+
+
+def wanted(data: ProbeData) -> tuple[Tensor, float, float]:
+    """What heads are trained towards ``[N, K]``; values are standardised by the mean and deviation that follow."""
+    if data.kind == "classification":
+        return F.one_hot(data.train_labels, data.classes), 0.0, 1.0
+    if data.kind == "multilabel":
+        return data.train_labels, 0.0, 1.0
+    shift, scale = data.train_labels.mean().item(), data.train_labels.std(correction=0).item() or 1.0
+    return ((data.train_labels - shift) / scale)[:, None], shift, scale

@@ -9,21 +9,26 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from dinov2.files import write_atomic
+from eval.scoring import LOWER
 
 
 class Row(TypedDict):
-    """One cell: model x dataset x task x seed. Scores are fractions; ``ci_*`` the 95 % interval over test images."""
+    """One cell: model x dataset x task x seed. Scores are fractions but for errors, which are in the target's unit;
+    ``ci_*`` is the 95 % interval over test images.
+    """
 
     model: str
-    role: str  # pretrained | floor
+    role: str  # pretrained | floor | baseline (trained from scratch)
     dataset: str
+    kind: str  # classification | multilabel | segmentation | regression
+    unit: str  # of the values of a regression
     task: str
-    metric: str
+    metric: str  # accuracy | map | miou | rmse
     value: float
     ci_low: float
     ci_high: float
@@ -39,19 +44,21 @@ class Row(TypedDict):
     missing: list[str]  # sensor/band that the model expects and the dataset lacks
     received: list[dict[str, Any]]  # band by band: source, expected, channel id, unit, mean and std of the input
     input_size: int  # pixels
-    chosen: dict[str, Any]  # by validation: pooling, learning rate
+    sizing: str  # what became of the images' size, in words
+    chosen: dict[str, Any]  # by validation: pooling, learning rate, epoch
+    labels_hash: NotRequired[str]  # of the training samples, where they are a part of the split
     n_train: int
     n_val: int
     ignored: int  # samples without a label
     metrics: dict[str, float]
     classes: list[str]
     per_class: dict[str, list[float]]
-    confusion: list[list[int]]  # row = true class
+    confusion: list[list[int]]  # row = true class; empty where a prediction is not one class
     seconds: float
 
 
-SHORT = ("model", "role", "dataset", "task", "metric", "value", "ci_low", "ci_high", "n", "seed", "config",
-         "config_hash", "split_hash", "normalisation", "input_size", "seconds")  # fmt: skip
+SHORT = ("model", "role", "dataset", "kind", "task", "metric", "unit", "value", "ci_low", "ci_high", "n", "seed",
+         "config", "config_hash", "split_hash", "normalisation", "input_size", "seconds")  # fmt: skip
 
 
 def to_json(value: Any) -> str:
@@ -74,6 +81,7 @@ class CellFile:
         self.folder = folder
         self.path = folder / f"seed-{seed}.json"
         self.error = folder / f"seed-{seed}.error.txt"
+        self.trained = folder / f"seed-{seed}.safetensors"
 
     def read(self) -> Row:
         """The stored row."""
@@ -131,12 +139,35 @@ class Line:
     dataset: str
     task: str
     config: str
+    metric: str
+    unit: str
     value: float
     low: float
     high: float
     seed_std: float
     n: int
     seeds: int
+
+    @property
+    def merit(self) -> float:
+        """The value, negative where less is better."""
+        return -self.value if self.metric in LOWER else self.value
+
+    def beats(self, other: Line) -> bool:
+        """Whether it is better by more than the intervals."""
+        return self.high < other.low if self.metric in LOWER else self.low > other.high
+
+    def __str__(self) -> str:
+        """``82.1 [79.0, 85.2]``; errors with their unit."""
+        return written(self.metric, self.value, self.unit, (self.low, self.high))
+
+
+def written(metric: str, value: float, unit: str = "", interval: tuple[float, float] | None = None) -> str:
+    """A score in percent, an error in its unit; with its interval ``82.1 [79.0, 85.2]``."""
+    error = metric in LOWER
+    numbers = [f"{x:.4g}" if error else f"{100 * x:.1f}" for x in (value, *(interval or ()))]
+    end = f" {unit}" if error and unit else "" if error or interval else " %"
+    return numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if interval else "") + end
 
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
@@ -148,10 +179,10 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
     for (config, model), group in groups.items():
         first, values = group[0], [r["value"] for r in group]
         low, high = min(r["ci_low"] for r in group), max(r["ci_high"] for r in group)
-        where = (model, first["role"], first["dataset"], first["task"], config)
+        where = (model, first["role"], first["dataset"], first["task"], config, first["metric"], first.get("unit", ""))
         lines.append(Line(*where, float(np.mean(values)), low, high, float(np.std(values)), first["n"], len(group)))
     order = list(dict.fromkeys(row["config"] for row in rows))
-    return sorted(lines, key=lambda x: (order.index(x.config), -x.value, x.model))
+    return sorted(lines, key=lambda x: (order.index(x.config), -x.merit, x.model))
 
 
 @dataclass(frozen=True)
@@ -161,36 +192,34 @@ class Verdict:
     model: str
     floor: str
     config: str
-    margin: float  # difference of the values
+    margin: float  # difference of the values, positive where the model is better
     wins: bool
+    unit: str = "points"  # of the margin
 
     def __str__(self) -> str:
         how = "beats" if self.wins else "does NOT beat"
-        by = f"by more than the intervals ({100 * self.margin:+.1f} points)"
-        return f"{self.config}: {self.model} {how} {self.floor} {by}"
+        amount = (
+            f"{100 * self.margin:+.1f} points" if self.unit == "points" else f"{self.margin:+.4g} {self.unit}".strip()
+        )
+        return f"{self.config}: {self.model} {how} {self.floor} by more than the intervals ({amount})"
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Every pretrained model against every floor of the same config."""
     lines = summarise(rows)
     return [
-        Verdict(m.model, f.model, m.config, m.value - f.value, m.low > f.high)
+        Verdict(m.model, f.model, m.config, m.merit - f.merit, m.beats(f), m.unit if m.metric in LOWER else "points")
         for m in lines
         for f in lines
         if m.role == "pretrained" and f.role == "floor" and m.config == f.config
     ]
 
 
-def percent(line: Line) -> str:
-    """``82.1 [79.0, 85.2]``."""
-    return f"{100 * line.value:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"
-
-
 def markdown(rows: Sequence[Row]) -> str:
-    """The table as Markdown, accuracies in percent with their 95 % interval."""
-    head = "| config | model | role | accuracy [95 % CI] | seed std | n |\n|---|---|---|---|---|---|\n"
+    """The table as Markdown: fractions in percent, errors in their unit, with their 95 % interval."""
+    head = "| config | model | role | metric | value [95 % CI] | seed std | n |\n|---|---|---|---|---|---|---|\n"
     body = "".join(
-        f"| {x.config} | {x.model} | {x.role} | {percent(x)} | {100 * x.seed_std:.1f} | {x.n} |\n"
+        f"| {x.config} | {x.model} | {x.role} | {x.metric} | {x} | {written(x.metric, x.seed_std, x.unit)} | {x.n} |\n"
         for x in summarise(rows)
     )
     return head + body + "".join(f"\n{verdict}\n" for verdict in verdicts(rows))

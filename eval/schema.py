@@ -14,10 +14,12 @@ from dinov2 import config
 from dinov2.sensors import suggest
 from eval import datasets
 from eval.knn import knn
-from eval.probe import Outcome, linear
+from eval.labels import Labels
+from eval.probe import linear
+from eval.tasks.decoder import Options
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "eval"
-TASKS: Mapping[str, Callable[..., Outcome]] = {"knn": knn, "linear": linear}
+TASKS: Mapping[str, Callable[..., Any]] = {"knn": knn, "linear": linear, "decoder": Options}  # what has their options
 PLACES = ("root", "val_root", "test_root")  # where data lies does not change a result; what it is does (data_hash)
 
 
@@ -27,6 +29,7 @@ class Running:
 
     batch_size: int = 64  # images encoded at once
     workers: int = 0  # loader processes
+    memory: int = 4 << 30  # bytes of feature maps that may be kept; what does not fit is encoded again
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Treatment:
     """How a dataset meets a model that was made for other data."""
 
     missing: str = "error"  # bands that the encoder expects and the dataset lacks: error | drop | zero
+    size: str | None = None  # resize | tile | interpolate (None: resize for released encoders, interpolate for others)
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class Evaluation:
     task: dict[str, Any]
     seeds: tuple[int, ...]
     resamples: int
-    model: dict[str, str]
+    model: dict[str, Any]
     running: dict[str, int]
+    labels: dict[str, Any]
 
     @property
     def missing(self) -> str:
@@ -58,8 +63,9 @@ class Evaluation:
         """Identifies everything that decides a result, given model, data and seed."""
         dataset = {k: v for k, v in self.dataset.items() if k not in PLACES}
         decides = {"dataset": dataset, "task": self.task, "resamples": self.resamples}
-        if self.missing != Treatment.missing:  # the default leaves the hash of older rows as it is
-            decides["model"] = self.model
+        for section, defaults in (("model", Treatment), ("labels", Labels)):  # these leave the hash of older rows alone
+            changed = {k: v for k, v in getattr(self, section).items() if v != getattr(defaults, k)}
+            decides |= {section: changed} if changed else {}
         return config.fingerprint(decides)
 
 
@@ -84,6 +90,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
             ("resamples", int, 1000),  # bootstrap resamples of the test images
             ("model", Treatment, field(default_factory=Treatment)),
             ("running", Running, field(default_factory=Running)),
+            ("labels", Labels, field(default_factory=Labels)),
         ],
     )
     plain = config.plain(config.merge(schema, *layers, origin=origin))

@@ -33,7 +33,7 @@ from dinov2.env import ROOT  # noqa: E402
 from dinov2.files import write_atomic  # noqa: E402
 from eval.quickstart import PROCESSES, show  # noqa: E402
 from eval.report import read_metrics  # noqa: E402
-from eval.results import Row, percent, summarise, verdicts  # noqa: E402
+from eval.results import Row, summarise, verdicts  # noqa: E402
 
 
 @dataclass
@@ -91,7 +91,7 @@ def table(output: Path, names: Sequence[str], rows: Sequence[Row]) -> str:
     head = ["model", *(f"{task} [95 % CI]" for task in tasks), "images/s", "memory MiB", "std", "effective rank"]
     out = [head, ["---"] * len(head)]
     for model in dict.fromkeys(line.model for line in lines):
-        scores = [percent(x) for task in tasks for x in lines if (x.config, x.model) == (task, model)]
+        scores = [str(x) for task in tasks for x in lines if (x.config, x.model) == (task, model)]
         cost = [""] * 4
         if model in names:
             curves = {key: values for key, (_, values) in read_metrics(output / model).items()}

@@ -24,7 +24,9 @@ from dinov2.data.simulate import is_hyperspectral
 from dinov2.data.stats import Normalisation
 from dinov2.sensors import suggest
 
-__all__ = ["Augment", "RawBatch", "RawSample", "collate", "draw", "full_view", "render", "render_sample", "view_width"]
+__all__ = [
+    "Augment", "RawBatch", "RawSample", "collate", "dates", "draw", "full_view", "render", "render_sample", "view_width",
+]  # fmt: skip
 
 WIDTHS = (2, 4, 8, 13, 32, 64, 224)  # channels of a view after padding
 MAX_NODATA = 0.9  # of a crop's pixels; more is drawn again
@@ -71,33 +73,45 @@ def full_view(
     *,
     images: Sequence[str] | None = None,
     bands: Sequence[str] | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     norm: Normalisation,
     position: int = 0,
+    frames: int = 1,
 ) -> RawSample:
     """The whole footprint without augmentation as the one view "image", for evaluation.
 
     Channels are the bands of ``images`` (all by default) one after the other, or just ``bands`` in this order; pixels
-    are those of the finest of these images, or ``size`` x ``size``. Raises as :func:`draw` does, and for an unknown
-    image or band and a time series.
+    are those of the finest of these images, or ``size`` (side, or height and width). The view has ``frames`` crops: a
+    time series one for each date, a shorter one its last date again (see :func:`dates`). Raises as :func:`draw` does,
+    and for an unknown image or band and a longer series.
     """
     sample.check_finite()
     names = list(sample.images) if images is None else list(images)
     for name in names:
         if name not in sample.images:
             raise ValueError(f"sample {sample.key!r} has no image {name!r}; it has {', '.join(sample.images)}")
-        if sample.images[name].ndim == 4:
-            raise ValueError(f"sample {sample.key!r}, image {name!r} is a time series; choose one date [C, H, W]")
+    count = dates(sample, names)
+    if count > frames:
+        raise ValueError(f"sample {sample.key!r} is a time series of {count} dates; at most {frames} are taken here")
     found = _named(sample, names, bands)
-    channels = select(sample, found, norm)
-    finest = max((c.image.shape[-2:] for c in channels), key=lambda shape: shape[0])
-    shape = finest if size is None else (size, size)
+    every = [select(sample, found, norm, min(date, count - 1)) for date in range(frames)]
+    finest = max((c.image.shape[-2:] for c in every[0]), key=lambda shape: shape[0])
+    shape = finest if size is None else (size, size) if isinstance(size, int) else size
     untouched = Augment(flip=False, jitter_probability=0, speckle_looks=0)
-    view = ViewSpec("image", 1, shape[0], (1, 1), (len(found), len(found)))
-    planes = [c.cut(WHOLE) for c in channels]
-    crop = _draw_crop(channels, planes, view, untouched, generator((0, 0, position), view.name, 0))
-    raw = RawView((crop,), shape, len(found))
+    view = ViewSpec("image", frames, shape[0], (1, 1), (len(found), len(found)))
+    rng = generator((0, 0, position), view.name, 0)
+    crops = [_draw_crop(channels, [c.cut(WHOLE) for c in channels], view, untouched, rng) for channels in every]
+    raw = RawView(tuple(crops), shape, len(found))
     return RawSample(sample.key, position, {view.name: raw}, _labels(sample))
+
+
+def dates(sample: Sample, names: Sequence[str]) -> int:
+    """How many dates these images have, 1 where none is a series; ValueError where series differ in number."""
+    series = [n for n in names if sample.images[n].ndim == 4]
+    lengths = {sample.images[n].shape[0] for n in series}
+    if len(lengths) > 1:
+        raise ValueError(f"sample {sample.key!r}: images {', '.join(series)} differ in number of dates")
+    return max(lengths, default=1)
 
 
 def _labels(sample: Sample) -> dict[str, int]:
@@ -133,10 +147,7 @@ def _choose_sensors(sample: Sample, spec: ViewSpec, rng: np.random.Generator) ->
 def _draw_date(sample: Sample, names: Sequence[str], rng: np.random.Generator) -> int:
     """One date of a sensor's time series at random, among those that are not nodata throughout."""
     series = [n for n in names if sample.images[n].ndim == 4]
-    lengths = {sample.images[n].shape[0] for n in series}
-    if len(lengths) > 1:
-        raise ValueError(f"sample {sample.key!r}: images {', '.join(series)} of one sensor differ in number of dates")
-    order = [int(t) for t in rng.permutation(max(lengths, default=1))]
+    order = [int(t) for t in rng.permutation(dates(sample, names))]
     usable = (t for t in order if not all(sample.specs[n].invalid(sample.images[n][t]).all() for n in series))
     return next(usable, order[0])
 

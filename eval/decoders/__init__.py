@@ -33,6 +33,8 @@ DECODERS: dict[str, Callable[..., Decoder]] = {
     "unet": UNet,
     "linear_classifier": LinearClassifier,
 }
+PYRAMIDAL = ("segformer", "upernet", "muster", "unet")  # those that work on a pyramid and can be given one
+PER_IMAGE = ("linear_classifier",)  # those whose logits are per image; all others make maps
 NECKS: dict[str, Callable[..., nn.Module]] = {
     "ltae": LTAENeck,
     "linear": LinearNeck,

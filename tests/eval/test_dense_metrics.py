@@ -4,20 +4,19 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from dinov2 import distributed
-from eval import metrics
 from eval.dense_metrics import (
-    Tally,
     bootstrap,
+    bootstrap_precision,
     confusions,
+    interval,
     multilabel_scores,
     predicted_classes,
     regression_scores,
+    resampled,
     residuals,
     segmentation_scores,
     top_k_accuracy,
 )
-from tests.ranks import run_ranks
 
 # one image of 8 pixels: class 3 is nowhere, class 2 is predicted only
 TRUE = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 255]])
@@ -126,11 +125,37 @@ def test_top_k_by_hand():
 # ---- states
 
 
-def test_interval_of_the_accuracy_is_that_of_its_images():
-    right = torch.tensor([1.0, 0, 1, 1, 0, 1, 1])
-    states = torch.stack([right, torch.ones(7)], 1)
-    found = bootstrap(states, lambda sums: sums[:, 0] / sums[:, 1], seed=3, resamples=200)
-    assert found == pytest.approx(metrics.bootstrap(right.numpy(), seed=3, resamples=200))
+def accuracy_interval(right, **options):
+    hits = torch.as_tensor(right, dtype=torch.float64)
+    return bootstrap(torch.stack([hits, torch.ones_like(hits)], 1), lambda s: s[:, 0] / s[:, 1], **options)
+
+
+def test_interval_of_two_images_by_hand():
+    # two images, one right: a resample's mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4
+    assert accuracy_interval([0, 1], level=0.95) == (0.0, 1.0)
+    assert accuracy_interval([0, 1], level=0.4) == (0.5, 0.5)
+    assert accuracy_interval([1] * 7) == (1.0, 1.0)
+    assert all(np.isnan(x) for x in accuracy_interval([0, 1], resamples=0))
+
+
+def test_interval_has_the_width_of_the_binomial():
+    right = np.arange(400) < 300
+    low, high = accuracy_interval(right, resamples=4000)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert low == pytest.approx(0.75 - half, abs=0.006)
+    assert high == pytest.approx(0.75 + half, abs=0.006)
+    assert accuracy_interval(right, seed=1) == accuracy_interval(right, seed=1) != accuracy_interval(right, seed=2)
+
+
+def test_interval_of_the_average_precision_is_that_of_repeated_images():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(30, 3, generator=draw)
+    target = torch.rand(30, 3, generator=draw) < 0.4
+    resamples = list(resampled(30, 7, 40))
+    repeated = [torch.arange(30).repeat_interleave(times.long()) for times in resamples]
+    values = torch.tensor([multilabel_scores(logits[rows], target[rows])["map"] for rows in repeated])
+    found = bootstrap_precision(logits, target, seed=7, resamples=40)
+    assert found == pytest.approx(interval(values.double()), rel=1e-6)
 
 
 def test_interval_of_miou_holds_it_and_shrinks_with_more_images():
@@ -143,30 +168,3 @@ def test_interval_of_miou_holds_it_and_shrinks_with_more_images():
     )
     value = segmentation_scores(states.sum(0))["miou"].item()
     assert narrow[0] < value < narrow[1] and narrow[1] - narrow[0] < 0.5 * (wide[1] - wide[0])
-
-
-def tallied(images: int) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    true, guess = (torch.randint(3, (images, 20), generator=draw) for _ in range(2))
-    tally = Tally(images, (3, 3))
-    for i in range(distributed.rank(), images, distributed.world()):
-        tally.add(torch.tensor([i]), confusions(guess[i : i + 1], true[i : i + 1], 3))
-    states = tally.gather()
-    low, high = bootstrap(states, lambda sums: segmentation_scores(sums)["miou"], resamples=50)
-    return {"states": states, "miou": segmentation_scores(states.sum(0))["miou"], "interval": torch.tensor([low, high])}
-
-
-@pytest.mark.distributed
-def test_five_images_on_two_ranks_are_five_images():
-    (one,) = run_ranks(tallied, 1, 5)
-    assert one["states"].sum() == 5 * 20
-    for other in run_ranks(tallied, 2, 5):
-        assert all(torch.equal(other[name], value) for name, value in one.items())
-
-
-@pytest.mark.parametrize("positions", [[0, 1], [0, 1, 2, 2]])
-def test_an_image_lost_or_counted_twice_is_found(positions):
-    tally = Tally(3, (1,))
-    tally.add(torch.tensor(positions), torch.ones(len(positions), 1))
-    with pytest.raises(AssertionError, match="1 images were lost or counted twice, the first at position 2"):
-        tally.gather()

@@ -6,10 +6,14 @@ import torch
 from dinov2.data.stats import Normalisation
 from eval.datasets import build_dataset
 from eval.encoders import load_model
-from eval.features import FeatureCache, extract
+from eval.features import Trial, extract
 from eval.joining import joined_normalisation
 
 CPU = torch.device("cpu")
+
+
+def pooled(model, dataset, **options):
+    return extract(Trial.of(model, dataset, CPU, **options))
 
 
 @pytest.fixture
@@ -18,10 +22,10 @@ def dataset(shards):
 
 
 def test_pixel_statistics_of_the_stored_numbers(dataset):
-    features = extract(load_model("pixelstats"), dataset, CPU, batch_size=7)
-    assert (features.normalisation, features.size) == ("dataset", 16)
+    trial = Trial.of(load_model("pixelstats"), dataset, CPU, batch_size=7)
+    assert (trial.joined.words, trial.example["imgs"].shape) == ("dataset", (1, 3, 16, 16))
     norm, test = dataset.normalisation().table["sentinel2_l2a"], dataset.splits["test"]
-    found = features.pooled["test"]["pixels"]
+    found = extract(trial)["test"]["pixels"]
     assert found.shape == (len(test), 6)
     for i in range(len(test)):
         image = torch.from_numpy(test[i].images["sentinel2_l2a-10m"].astype("float64")) / 1e4
@@ -33,10 +37,10 @@ def test_pixel_statistics_of_the_stored_numbers(dataset):
 
 def test_batch_size_and_workers_do_not_matter(dataset, run):
     model = load_model(str(run))
-    one, two = extract(model, dataset, CPU, batch_size=64), extract(model, dataset, CPU, batch_size=5, workers=1)
+    one, two = pooled(model, dataset, batch_size=64), pooled(model, dataset, batch_size=5, workers=1)
     for split in dataset.splits:
-        for pooling, x in one.pooled[split].items():
-            torch.testing.assert_close(two.pooled[split][pooling], x, rtol=1e-4, atol=1e-5)
+        for pooling, x in one[split].items():
+            torch.testing.assert_close(two[split][pooling], x, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_travel_with_the_checkpoint(dataset, run, shards):
@@ -59,30 +63,20 @@ def test_normalisation_reaches_the_pixels(dataset, run):
     shifted = Normalisation(
         {s: {b: (m + 0.1, d) for b, (m, d) in t.items()} for s, t in norm.table.items()}, norm.units
     )
-    one = extract(model, dataset, CPU).pooled["val"]["cls"]
-    two = extract(dataclasses.replace(model, normalisation=shifted), dataset, CPU).pooled["val"]["cls"]
+    one = pooled(model, dataset)["val"]["cls"]
+    two = pooled(dataclasses.replace(model, normalisation=shifted), dataset)["val"]["cls"]
     assert not torch.allclose(one, two, atol=1e-3)
-
-
-def test_the_cache_computes_once_per_model_and_view(dataset, run):
-    cache, model, floor = FeatureCache(), load_model(str(run)), load_model("pixelstats")
-    first = cache.get(model, dataset, CPU)
-    assert cache.get(model, dataset, CPU) is first
-    smaller = dataclasses.replace(dataset, size=8)
-    assert cache.get(model, smaller, CPU) is not first
-    assert cache.get(model, dataset, CPU) is first
-    assert set(cache.get(floor, dataset, CPU).pooled["test"]) == {"pixels"}
 
 
 def test_a_model_that_gives_nan_is_named(dataset, run):
     model = load_model(str(run))
     model.network.encoder.norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="model run: the cls features of sample 's0.*' are not finite"):
-        extract(model, dataset, CPU)
+        pooled(model, dataset)
 
 
 def test_a_reader_that_mixes_samples_up_is_caught(dataset):
     val = dataset.splits["val"]
     wrong = type(val)(val.keys, val.labels.tolist(), lambda i: val[(i + 1) % len(val)])
     with pytest.raises(AssertionError, match="asked for"):
-        extract(load_model("pixelstats"), dataclasses.replace(dataset, splits={**dataset.splits, "val": wrong}), CPU)
+        pooled(load_model("pixelstats"), dataclasses.replace(dataset, splits={**dataset.splits, "val": wrong}))

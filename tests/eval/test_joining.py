@@ -13,8 +13,9 @@ from dinov2.sensors import SENSORS
 from eval.bands import Channel, stand_ins
 from eval.datasets import EvalDataset, Split
 from eval.encoders import load_model
-from eval.features import VIEW, batches, extract
+from eval.features import Trial, extract
 from eval.joining import join, received_table
+from eval.reading import VIEW, batches
 
 CPU = torch.device("cpu")
 S2 = SENSORS["sentinel2_l2a"].band_names
@@ -88,7 +89,7 @@ def test_joint_models_take_both_sensors():
     joined = join(model, dataclasses.replace(data, size=16))
     assert [str(c) for c in joined.channels[-3:]] == ["sentinel2_l2a/B12", "sentinel1_rtc/VV", "sentinel1_rtc/VH"]
     assert (joined.size, join(model, data).size) == (16, 120)
-    assert extract(model, dataclasses.replace(data, size=16), CPU).pooled["test"]["cls"].shape == (6, 16)
+    assert extract(Trial.of(model, dataclasses.replace(data, size=16), CPU))["test"]["cls"].shape == (6, 16)
 
 
 def test_reflectance_is_clipped_or_refused():
@@ -151,8 +152,8 @@ def test_a_band_that_the_data_lacks():
     assert not view["imgs"][:, at].any() and view["imgs"].shape[1] == 13
     rest = [i for i in range(13) if i != at]
     np.testing.assert_allclose(view["imgs"][:, rest], physical(data).clip(0, 1), atol=1e-5)
-    features = extract(model, data, CPU, missing="zero")
-    assert [r["expected"] for r in features.received if r["band"] == "zeros"] == ["sentinel2_l1c/B10"]
+    received = Trial.of(model, data, CPU, missing="zero").received
+    assert [r["expected"] for r in received if r["band"] == "zeros"] == ["sentinel2_l1c/B10"]
     with pytest.raises(ValueError, match="lacks sentinel1_grd/VV, sentinel1_grd/VH.*evaluate the model on data"):
         join(load_model(f"ssl4eo_mae_sar@random?{VIT}"), data, "zero")
     with pytest.raises(ValueError, match="model.missing is 'zeros'; did you mean 'zero'"):
@@ -165,9 +166,9 @@ def test_models_by_wavelength_take_any_sensor(sensor):
     unit = SENSORS[sensor].unit
     data = dataset(ImageSpec(sensor, 30, bands, "uint16", unit, 1e-4, 0.0, None), count=2)
     for model in (f"dofa@random?{VIT}&wave_dim=8", f"panopticon_vitb14@random?{VIT}&attn_dim=16&attn_heads=2"):
-        features = extract(load_model(model), data, CPU)
-        assert [r["id"] for r in features.received] == SENSORS[sensor].channel_ids()
-        assert (features.normalisation, features.size) == ("standardise (dataset)", 16)
+        trial = Trial.of(load_model(model), data, CPU)
+        assert [r["id"] for r in trial.received] == SENSORS[sensor].channel_ids()
+        assert (trial.joined.words, trial.example["imgs"].shape[-1]) == ("standardise (dataset)", 16)
 
 
 def test_what_has_no_wavelength_is_refused_by_name():
@@ -239,19 +240,19 @@ def test_impossible_values_name_the_band(statistics, complaint):
     wrong = dataclasses.replace(model, normalisation=Normalisation({"sentinel2_l2a": table},
                                                                    {"sentinel2_l2a": "reflectance"}))  # fmt: skip
     with pytest.raises(ValueError, match=f"band sentinel2_l2a/B03 reaches the encoder with .*{complaint}"):
-        extract(wrong, data, CPU)
+        Trial.of(wrong, data, CPU)
 
 
 def test_a_band_without_contrast_is_named():
     data, model = dataset(optical(bands=L1C, sensor="sentinel2_l1c", scale=1.0)), load_model(f"ssl4eo_mae@random?{VIT}")
     with pytest.raises(ValueError, match="band sentinel2_l1c/B01 .* deviation 0 .*clip to 0..1"):  # all clipped to 1
-        extract(model, data, CPU)
+        Trial.of(model, data, CPU)
 
 
 def test_what_was_received_is_what_the_model_saw():
     data, model = dataset(optical()), load_model("pixelstats")
     x = seen(model, data)["imgs"]
-    received = extract(model, data, CPU).received
+    received = Trial.of(model, data, CPU).received
     assert [r["band"] for r in received] == data.band_names == [r["expected"] for r in received]
     assert [r["unit"] for r in received] == ["reflectance"] * 12
     np.testing.assert_allclose([r["mean"] for r in received], x.mean((0, 2, 3)), atol=1e-6)
@@ -262,5 +263,5 @@ def test_filters_are_generated_once_per_sensor():
     model, calls = load_model(f"dofa@random?{VIT}&wave_dim=8"), []
     model.network.encoder.patch_embed.weight_generator.register_forward_hook(lambda *_: calls.append(1))
     for times, data in enumerate((dataset(optical()), dataset(optical(bands=("B02", "B08")))), 1):
-        extract(model, data, CPU, batch_size=2)  # nine batches
+        extract(Trial.of(model, data, CPU, batch_size=2))  # nine batches
         assert len(calls) == times

@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from eval.metrics import bootstrap
+from eval.dense_metrics import bootstrap
 from eval.probe import INIT_STD, ProbeData, linear, standardise, train_heads
 
 RATES = (1e-3, 1e-2, 0.1)
@@ -18,9 +18,9 @@ def toy(n=50, d=6, classes=3):
 def test_the_grid_equals_each_head_alone():
     x, y = toy()
     options = {"epochs": 4, "batch_size": 16, "seed": 5}
-    weight, bias = train_heads(x, y, RATES, 3, **options)
+    weight, bias = train_heads(x, F.one_hot(y, 3), RATES, "classification", **options)
     for g, rate in enumerate(RATES):
-        w, b = train_heads(x, y, (rate,), 3, **options)
+        w, b = train_heads(x, F.one_hot(y, 3), (rate,), "classification", **options)
         torch.testing.assert_close(weight[g], w[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(bias[g], b[0], rtol=1e-5, atol=1e-6)
 
@@ -28,7 +28,9 @@ def test_the_grid_equals_each_head_alone():
 def test_a_head_equals_torch_sgd():
     x, y = toy()
     epochs, batch, seed, rate = 4, 16, 5, 0.1
-    (weight,), (bias,) = train_heads(x, y, (rate,), 3, epochs=epochs, batch_size=batch, seed=seed)
+    (weight,), (bias,) = train_heads(
+        x, F.one_hot(y, 3), (rate,), "classification", epochs=epochs, batch_size=batch, seed=seed
+    )
 
     draw = torch.Generator().manual_seed(seed)
     head = torch.nn.Linear(6, 3)
@@ -47,6 +49,10 @@ def test_a_head_equals_torch_sgd():
     torch.testing.assert_close(bias, head.bias.detach(), rtol=1e-5, atol=1e-6)
 
 
+def predicted(outcome):
+    return torch.cat(list(outcome.logits)).argmax(1)
+
+
 def probe(features, labels):
     parts = [{"cls": x} for x in features.split(len(features) // 3)]
     y = labels.split(len(labels) // 3)
@@ -56,14 +62,14 @@ def probe(features, labels):
 def test_separable_features_are_separated():
     labels = torch.arange(90) % 3
     data, truth = probe(F.one_hot(labels, 3) + 0.05 * torch.randn(90, 3, generator=torch.Generator()), labels)
-    assert torch.equal(linear(data, 0, poolings=("cls",)).predicted, truth)
+    assert torch.equal(predicted(linear(data, 0, poolings=("cls",))), truth)
 
 
 def test_random_labels_stay_at_chance():
     draw = torch.Generator().manual_seed(0)
     data, truth = probe(torch.randn(900, 16, generator=draw), torch.randint(3, (900,), generator=draw))
-    right = linear(data, 0, poolings=("cls",), epochs=10).predicted == truth
-    low, high = bootstrap(right.double().numpy())
+    right = (predicted(linear(data, 0, poolings=("cls",), epochs=10)) == truth).double()
+    low, high = bootstrap(torch.stack([right, torch.ones(len(right))], 1), lambda s: s[:, 0] / s[:, 1])
     assert low < 1 / 3 < high
 
 
@@ -77,12 +83,12 @@ def test_the_best_head_is_the_one_validation_names():
     )
     outcome = linear(data, 0, poolings=("noise", "good"), learning_rates=(1e-9, 0.3), epochs=30)
     assert outcome.chosen == {"pooling": "good", "learning_rate": 0.3, "val_accuracy": 1.0}
-    assert torch.equal(outcome.predicted, truth)
+    assert torch.equal(predicted(outcome), truth)
 
 
 def test_a_probe_never_holds_test_labels():
     names = {field.name for field in dataclasses.fields(ProbeData)}
-    assert names == {"train", "val", "test", "train_labels", "val_labels", "classes"}
+    assert names == {"train", "val", "test", "train_labels", "val_labels", "classes", "kind"}
 
 
 def test_standardised_by_the_training_split():

@@ -12,7 +12,7 @@ from dinov2.sensors import SENSORS
 from eval.datasets import Split, build_dataset
 from eval.encoders import load_model
 from eval.engine import evaluate
-from eval.features import extract
+from eval.features import Trial, extract
 from eval.main import main
 
 
@@ -122,6 +122,6 @@ def test_released_sizes_on_sentinel_1_and_2(terramesh, name):
     images = ["sentinel2_l1c", "sentinel2_l2a", "sentinel1_rtc"]
     whole = build_dataset(knn(terramesh, images, **SPLIT)["dataset"])
     few = {n: Split(s.keys[:2], s.labels[:2].tolist(), s.__getitem__) for n, s in whole.splits.items()}
-    features = extract(load_model(f"{name}@random"), replace(whole, splits=few), torch.device("cpu"))
-    assert features.size == ZOO[name].expects.size and features.pooled["test"]["cls"].shape[0] == 2
-    assert sane({"received": features.received})
+    trial = Trial.of(load_model(f"{name}@random"), replace(whole, splits=few), torch.device("cpu"))
+    assert trial.example["imgs"].shape[-1] == ZOO[name].expects.size and extract(trial)["test"]["cls"].shape[0] == 2
+    assert sane({"received": trial.received})

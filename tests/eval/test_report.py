@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics import score
 from eval.pictures import Gallery, png
 from eval.report import read_metrics, write_report
+from eval.scoring import score, state
 
 CLASSES = ["water", "trees <tall>", "permanently flooded vegetation", "bare"]
 
@@ -18,12 +18,13 @@ CLASSES = ["water", "trees <tall>", "permanently flooded vegetation", "bare"]
 def row(model, role, wrong, config="quickstart/knn", seed=0):
     target = torch.arange(40) % 3  # the last class does not occur in the test split
     predicted = torch.where(torch.arange(40) < wrong, (target + 1) % 3, target)
+    states = state("classification", torch.eye(4)[predicted], target, 4)
     return {
         "model": model, "role": role, "dataset": "sandbox", "task": "knn", "seed": seed, "config": config,
         "config_hash": "c0ffee", "split_hash": "abc", "data_hash": "def", "model_hash": f"hash-{model}",
         "normalisation": "checkpoint", "bands": ["sentinel2_l2a/B02"], "input_size": 64,
         "chosen": {"pooling": "cls", "val_accuracy": 0.5}, "n_train": 100, "n_val": 20, "ignored": 2,
-        "classes": CLASSES, "seconds": 1.0, **score(predicted, target, 4, resamples=200),
+        "classes": CLASSES, "seconds": 1.0, **score("classification", states, 4, resamples=200),
     }  # fmt: skip
 
 

@@ -71,8 +71,8 @@ def test_tables(tmp_path):
     rows = [row(), row("f", "floor", 0.5, 0.4, 0.6)]
     write_tables(rows, tmp_path)
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == rows
-    assert "| c | net | pretrained | 80.0 [75.0, 85.0] | 0.0 | 100 |" in markdown(rows)
-    assert (tmp_path / "results.csv").read_text().startswith("model,role,dataset,task,metric,value")
+    assert "| c | net | pretrained | accuracy | 80.0 [75.0, 85.0] | 0.0 % | 100 |" in markdown(rows)
+    assert (tmp_path / "results.csv").read_text().startswith("model,role,dataset,kind,task,metric,unit,value")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 

@@ -45,7 +45,8 @@ def test_table_has_cost_and_health_of_runs_and_none_of_floors(tmp_path):
         for s in (1, 2, 3)
     ]
     (tmp_path / "mae" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scored = {"dataset": "d", "task": "knn", "config": "d/knn", "ci_low": 0.4, "ci_high": 0.6, "n": 9}
+    scored = {"dataset": "d", "task": "knn", "metric": "accuracy", "config": "d/knn"}
+    scored |= {"ci_low": 0.4, "ci_high": 0.6, "n": 9}
     rows = [
         {**scored, "model": m, "role": r, "value": 0.5, "seed": 0}
         for m, r in (("mae", "pretrained"), ("pixelstats", "floor"))

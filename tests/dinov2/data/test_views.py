@@ -198,7 +198,7 @@ def test_full_view_names_what_is_missing(samples, norm):
         full_view(samples[0], images=["sentinel2_l1c-10m"], norm=norm)
     with pytest.raises(ValueError, match="'mixed0' has no band 'B80' among B02, .*; did you mean 'B8A'"):
         full_view(samples[0], bands=["B80"], norm=norm)
-    with pytest.raises(ValueError, match="'series0', image 'sentinel2_l2a-10m' is a time series"):
+    with pytest.raises(ValueError, match="'series0' is a time series of 4 dates; at most 1"):
         full_view(samples[3], norm=norm)
 
 

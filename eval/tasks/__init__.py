@@ -1,0 +1,1 @@
+"""Tasks that train a decoder on an encoder's feature maps."""

@@ -1,0 +1,108 @@
+"""Heads on feature maps: a neck over dates where there are several, a decoder, and how one learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import MultiStepLR
+
+from eval.decoders import PYRAMIDAL, build_decoder, build_neck
+from eval.tasks.encoding import Encoded
+
+MILESTONES, DECAY = (0.6, 0.9), 0.1  # of all steps; the learning rate's factor there (Pangaea's protocol)
+
+
+class Head(nn.Module):
+    """Feature maps to logits, or to values in the target's unit: ``scale * decoder(neck(features)) + shift``."""
+
+    def __init__(self, neck: nn.Module | None, decoder: nn.Module, *, shift: float = 0.0, scale: float = 1.0) -> None:
+        super().__init__()
+        self.neck, self.decoder = neck, decoder
+        self.recipe: dict[str, Any] = {}  # the arguments of build_head
+        self.moments: Tensor
+        self.register_buffer("moments", torch.tensor([shift, scale]))
+
+    def forward(
+        self, features: Sequence[Tensor], size: Sequence[int], days: Tensor | None, padding: Tensor | None
+    ) -> Tensor:
+        """``[B, D_i, h, w]`` per level, with a neck ``[B, T, D_i, h, w]`` -> ``[B, K, *size]``."""
+        if self.neck is not None:
+            features = self.neck(features, days, padding)
+        shift, scale = self.moments
+        return self.decoder(features, size) * scale + shift
+
+
+def build_head(
+    widths: Sequence[int],
+    outputs: int,
+    *,
+    decoder: str,
+    decoder_options: dict[str, Any],
+    neck: str,
+    neck_options: dict[str, Any],
+    pyramid: bool = False,
+    moments: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Head:
+    """A new head for maps of these ``widths``; the same ``seed``, the same weights.
+
+    ``pyramid``: the maps are one already; ``moments``: mean and deviation of the values to be predicted.
+    """
+    recipe = dict(locals())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        over_dates = build_neck(neck, widths, **neck_options) if neck != "none" else None
+        given = {"pyramid": True} if pyramid and decoder in PYRAMIDAL else {}
+        joined: Any = over_dates.out_channels if over_dates else widths
+        body = build_decoder(decoder, joined, outputs, **given, **decoder_options)
+    head = Head(over_dates, body, shift=moments[0], scale=moments[1])
+    head.recipe = recipe
+    return head
+
+
+class Learner:
+    """A head that learns at one learning rate, with the encoder's ``parameters`` where these are trained too.
+
+    AdamW; the rate falls to a tenth at 60 % and again at 90 % of ``steps``. The best by validation is kept.
+    """
+
+    def __init__(
+        self, head: Head, rate: float, parameters: Sequence[nn.Parameter], *, factor: float, decay: float, steps: int
+    ) -> None:
+        groups: list[dict[str, Any]] = [{"params": list(head.parameters())}]
+        if parameters:
+            groups.append({"params": list(parameters), "lr": factor * rate})
+        self.head, self.rate, self.finite = head, rate, True
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        self.schedule = MultiStepLR(self.optimizer, [math.ceil(steps * m) for m in MILESTONES], DECAY)
+        self.best: tuple[float, int] = (-math.inf, 0)  # merit, and minus the epoch: of equal ones the first
+        self.kept: list[dict[str, Tensor]] = []
+
+    def step(self, encoded: Encoded, criterion: Callable[[Tensor, Tensor], Tensor], key: int) -> None:
+        """Learn from a batch. Dropout depends on ``key`` alone, not on how many heads learn beside this one."""
+        if not self.finite:
+            return
+        assert encoded.target is not None
+        torch.manual_seed(key)
+        loss = criterion(encoded.predict(self.head), encoded.target)
+        self.finite = bool(loss.isfinite())  # a rate that is too high leaves the race
+        if self.finite:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+
+    def judge(self, merit: float, epoch: int, *modules: nn.Module) -> None:
+        """Keep the modules' weights if ``merit`` is the best so far."""
+        if self.finite and merit > self.best[0]:
+            self.best = merit, -epoch
+            self.kept = [{k: x.detach().clone() for k, x in m.state_dict().items()} for m in modules]
+
+    def restore(self, *modules: nn.Module) -> None:
+        """Give the modules the best weights back."""
+        for module, state in zip(modules, self.kept, strict=True):
+            module.load_state_dict(state)
