@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+import torch
+from affine import Affine
 
 from dinov2.data.sample import ImageSpec, Sample
+from dinov2.data.series import Series
+from dinov2.data.series_tiles import Layer, Tile, name_of, write_tile
 from dinov2.data.shards import write_shards
+from dinov2.data.stats import Normalisation
+from dinov2.models.export import save_export
+from dinov2.models.timeseries import SeriesEncoder
 from dinov2.train import schema
 from tests.tiny import write_config
 
@@ -66,3 +74,62 @@ def raw_config(objective: str, shard_set: Path, **train: Any) -> dict[str, Any]:
 def config(folder: Path, objective: str, shard_set: Path, **train: Any):
     """The resolved configuration of a tiny run."""
     return schema.load(write_config(folder / f"{objective}.yaml", raw_config(objective, shard_set, **train)))
+
+
+# ---- tiles of a region
+
+CRS, LEFT, TOP = "EPSG:32631", 600000.0, 5600000.0
+OPTICAL_DATES = tuple(str(np.datetime64("2021-11-20") + 9 * i) for i in range(12))  # over the end of a year
+RADAR_DATES = {"ascending": tuple(OPTICAL_DATES[::3]), "descending": tuple(OPTICAL_DATES[1::4])}
+
+
+def cube(side: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a square region: clouds, a corner without optics, and one pixel that was never observed."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    season = np.sin(np.arange(12) / 2)[:, None, None, None] * np.stack([x, y, x * y], -1)
+    arrays = {"bands": (1500 + 900 * season + rng.normal(0, 80, (12, side, side, 3))).clip(1).astype(np.uint16)}
+    arrays["masks"] = (rng.random((12, side, side)) > 0.35).astype(np.uint8)
+    arrays["masks"][:, : side // 5, : side // 5] = 0
+    for orbit, dates in RADAR_DATES.items():
+        sar = (-1200 + 200 * rng.normal(0, 1, (len(dates), side, side, 2))).astype(np.int16)
+        sar[rng.random(sar.shape[:3]) < 0.2] = -32768
+        sar[:, 0, 0] = -32768
+        arrays[f"sar_{orbit}"] = sar
+    return arrays
+
+
+def write_region(folder: Path, arrays: dict[str, np.ndarray], tile: int) -> Path:
+    """``arrays`` cut into tile folders of ``tile`` pixels."""
+    side = arrays["bands"].shape[1]
+    layers = {"bands": Layer(OPTICAL, OPTICAL_DATES)}
+    for orbit, dates in RADAR_DATES.items():
+        spec = ImageSpec("sentinel1_rtc", 10, (f"VV_{orbit}", f"VH_{orbit}"), "int16", "db", 0.01, 0.0, -32768)
+        layers[f"sar_{orbit}"] = Layer(spec, dates)
+    for top in range(0, side, tile):
+        for left in range(0, side, tile):
+            right, bottom = min(left + tile, side), min(top + tile, side)
+            place = (10.0, 0.0, LEFT + 10 * left, 0.0, -10.0, TOP - 10 * top)
+            corners = (left, top, right, bottom)
+            one = Tile(folder / name_of(corners), corners, CRS, place, layers, {"source": "made"})
+            write_tile(one, {name: array[:, top:bottom, left:right] for name, array in arrays.items()})
+            profile = dict(driver="GTiff", count=1, dtype="uint8", crs=CRS, transform=Affine(*place))
+            with rasterio.open(
+                one.folder / "roi.tiff", "w", height=bottom - top, width=right - left, **profile
+            ) as file:
+                file.write(np.ones((1, bottom - top, right - left), np.uint8))
+    return folder
+
+
+def encoder(folder: Path, **options: Any) -> Path:
+    """An exported encoder with random weights, in a run folder."""
+    torch.manual_seed(0)
+    inputs = Series(optical_bands=list(BANDS)).inputs
+    sizes = {"inputs": inputs, "embed_dim": 6, "width": 16, "depth": 1, "num_heads": 2, **options}
+    table = {"sentinel2_l2a": {band: (0.15, 0.05) for band in BANDS}}
+    table["sentinel1_rtc"] = {band: (-12.0, 2.0) for band in ("VV", "VH", *ORBITS)}
+    norm = Normalisation(table, {"sentinel2_l2a": "reflectance", "sentinel1_rtc": "db"})
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model_final.safetensors"
+    save_export(path, SeriesEncoder(**sizes), normalisation=norm.to_dict(), info={})
+    return path

@@ -1,0 +1,63 @@
+"""``eval/embed.py quicklook``: an embedding map as a picture, its three principal components as colours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.enums import Resampling
+
+from eval.series.mosaic import windows_of
+from eval.series.precision import dequantise
+
+MOST = 1024  # pixels per side that the components are computed from
+TAILS = (2, 98)  # percentiles that become black and full colour
+
+
+def components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean ``[D]`` and the first three principal axes ``[D, 3]`` of ``x [N, D]``; each axis' largest entry positive."""
+    mean = x.mean(0)
+    axes = np.linalg.eigh(np.cov(x - mean, rowvar=False))[1][:, ::-1][:, :3]
+    return mean, axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+
+
+def quicklook(argv: list[str]) -> int:
+    """Three bands of 0..255 on the map's grid (0: no observation): principal components, 2 to 98 % stretched."""
+    p = argparse.ArgumentParser(prog="eval/embed.py quicklook", description=quicklook.__doc__)
+    p.add_argument("--input", type=Path, required=True, help="embedding map; of codes, with <name>_scale.tif beside it")
+    p.add_argument("--output", type=Path, required=True, help="GeoTIFF, or .png")
+    args = p.parse_args(argv)
+    scales = args.input.with_name(f"{args.input.stem}_scale.tif")
+    with rasterio.open(args.input) as file:
+        if file.count < 3:
+            raise ValueError(f"{args.input} has {file.count} bands; a picture needs three")
+        codes = rasterio.open(scales) if file.dtypes[0] == "int8" else None
+        step = max(1, -(-max(file.shape) // MOST))
+        small = read(file, codes, out=tuple(-(-side // step) for side in file.shape))
+        seen = ~np.isnan(small[..., 0])
+        if seen.sum() < 2:
+            raise ValueError(f"{args.input} has no pixel with an embedding")
+        mean, axes = components(small[seen].astype(np.float64))
+        low, high = np.percentile((small[seen] - mean) @ axes, TAILS, axis=0)  # [3] each
+        profile = dict(driver="PNG" if args.output.suffix == ".png" else "GTiff", count=3, dtype="uint8", nodata=0,
+                       crs=file.crs, transform=file.transform, height=file.height, width=file.width)  # fmt: skip
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        picture = np.zeros((3, *file.shape), np.uint8)
+        for window in windows_of(file):
+            x = read(file, codes, window)
+            share = ((x - mean) @ axes - low) / np.where(high > low, high - low, 1)
+            colour = np.where(np.isnan(share), 0, 1 + np.clip(share, 0, 1) * 254)
+            picture[:, *window.toslices()] = np.moveaxis(colour, 2, 0).round()
+        with rasterio.open(args.output, "w", **profile) as look:
+            look.write(picture)
+    print(f"{args.output}: principal components of {seen.sum()} pixels as red, green and blue")
+    return 0
+
+
+def read(file: rasterio.DatasetReader, codes: rasterio.DatasetReader | None, window=None, out=None) -> np.ndarray:
+    """Embeddings ``[h, w, D]`` of a window, or of the whole raster at size ``out``; NaN without observation."""
+    options = dict(window=window, resampling=Resampling.nearest)
+    x = np.moveaxis(file.read(out_shape=out and (file.count, *out), **options), 0, 2)
+    return x if codes is None else dequantise(x, codes.read(1, out_shape=out, **options))
