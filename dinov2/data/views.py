@@ -25,7 +25,8 @@ from dinov2.data.stats import Normalisation
 from dinov2.sensors import suggest
 
 __all__ = [
-    "Augment", "RawBatch", "RawSample", "collate", "dates", "draw", "full_view", "render", "render_sample", "view_width",
+    "Augment", "RawBatch", "RawSample",
+    "collate", "dates", "draw", "full_view", "render", "render_sample", "view_width",
 ]  # fmt: skip
 
 WIDTHS = (2, 4, 8, 13, 32, 64, 224)  # channels of a view after padding
