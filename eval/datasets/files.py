@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dinov2.data.sample import ImageSpec, Sample
+from dinov2.data.sample import ImageSpec
 from dinov2.env import expand
 from eval.datasets import rows as rows_of
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, kept
-from eval.datasets.stores import Tile
+from eval.datasets.source import Source
 from eval.datasets.targets import MapReader, Target, image_labels
 
 SHOWN = ("images", "bands", "size", "title", "split_hash")  # options that do not change which samples there are
@@ -60,8 +58,11 @@ def files(
     :func:`eval.datasets.splits.divide` makes them.
     """
     recipe = {name: value for name, value in locals().items() if name not in SHOWN}
+    if (target is None) == (label is None) or (kind == "segmentation" and not classes):
+        raise ValueError("a dataset of files needs either a target (and its classes, for a segmentation) or a label")
     folder = Path(expand(root)).resolve()
     first, finest = next(iter(layers.values())), min(layers.values(), key=lambda layer: layer.gsd_m)
+    maps = MapReader(folder, target, tuple(classes or ()) if kind == "segmentation" else None) if target else None
 
     def build() -> tuple[Columns, list[Path]]:
         columns, seen = rows_of.of_files(folder, first)
@@ -71,6 +72,9 @@ def files(
         rows_of.add_parsed(columns, parse or {})
         if tile or block:
             columns = rows_of.add_places(columns, folder, finest, tile, block)
+        if maps and maps.target.column and maps.target.background is None:
+            columns = rows_of.with_polygons(columns, folder, finest, tile, maps)
+            seen.append(folder / maps.target.path)
         rows_of.add_keys(columns, key, tiled=bool(tile))
         parts = {"train": train, "val": val, "test": test} if train is not None else {"val": val, "test": test}
         fields = dict.fromkeys(parts, split_by) | {"val": val_by or split_by}
@@ -82,13 +86,13 @@ def files(
     names = tuple(classes or (sorted({str(value) for value in rows[label].to_pylist()}) if label else ["value"]))
     stored = {spec.key: (layer, spec) for layer, spec in stored_as(folder, layers, rows)}
     shown = chosen_specs({name: spec for name, (_, spec) in stored.items()}, images, bands)
-    maps = MapReader(folder, target, names if kind == "segmentation" else None) if target else None
     splits = {}
     for name in SPLITS:
-        part = rows.filter(pc.equal(rows["split"], name))
+        part = rows.filter(pc.equal(rows["assigned"], name))
         source = Source(folder, {spec.key: stored[spec.key] for spec in shown}, finest, part, tile, maps)
         labels = image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},") if label else None
         splits[name] = Split(part["key"].to_pylist(), labels, source.sample, source.map if maps else None)
+    drawn = (folder / target.path).read_bytes() if target and target.column else b""
     dataset = EvalDataset(
         name=title or folder.name,
         classes=names,
@@ -96,7 +100,7 @@ def files(
         specs=shown,
         bands=tuple(bands) if bands else None,
         size=size,
-        data_hash=data_hash(repr((stored, target)), rows),
+        data_hash=data_hash(repr((stored, target)).encode() + drawn, rows),
         ignored=len(found) - len(rows),
         kind=kind,
         unit=unit,
@@ -106,9 +110,9 @@ def files(
     return dataset.require(split_hash)
 
 
-def data_hash(described: str, rows: pa.Table) -> str:
+def data_hash(described: bytes, rows: pa.Table) -> str:
     """Twelve hex digits of the names and sizes of the first layer's files, and of how all are described."""
-    digest = hashlib.sha256("\n".join([described, *rows["key"].to_pylist()]).encode())
+    digest = hashlib.sha256(described + "\n".join(rows["key"].to_pylist()).encode())
     digest.update(rows["bytes"].to_numpy().tobytes())
     return digest.hexdigest()[:12]
 
@@ -128,43 +132,3 @@ def stored_as(root: Path, layers: Mapping[str, Layer], rows: pa.Table) -> list[t
     """What the pixels of every layer are; their dtype is that of the first sample's file."""
     first = rows.slice(0, 1).to_pylist()[0]
     return [(layer, layer.spec(layer.header(root, first).dtype)) for layer in layers.values()]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The samples of one split; loader processes can pickle it.
-
-    ``layers``: image key -> how the images that are shown are stored; ``finest``: the layer on whose grid maps and
-    tiles lie.
-    """
-
-    root: Path
-    layers: Mapping[str, tuple[Layer, ImageSpec]]
-    finest: Layer
-    rows: pa.Table
-    tile: int | None
-    maps: MapReader | None
-
-    def values(self, i: int) -> dict[str, Any]:
-        """Row ``i``."""
-        return {name: self.rows[name][i].as_py() for name in self.rows.column_names}
-
-    def tile_of(self, values: Mapping[str, Any]) -> Tile | None:
-        """The pixels of a row on the finest grid, None for whole files."""
-        return Tile(values["row"], values["column"], self.tile) if self.tile else None
-
-    def sample(self, i: int) -> Sample:
-        """Sample ``i``."""
-        values, images, times = self.values(i), {}, {}
-        for key, (layer, spec) in self.layers.items():
-            tile = self.tile_of(values)
-            images[key] = layer.read(self.root, values, spec, tile and tile.on(layer.gsd_m / self.finest.gsd_m))
-            times[key] = layer.times(values)
-        specs = {key: spec for key, (_, spec) in self.layers.items()}
-        return Sample(values["key"], images, specs, times, meta={"id": values["id"]})
-
-    def map(self, i: int) -> np.ndarray:
-        """The truth ``[H, W]`` of sample ``i``; ValueError where it is not on the grid of the finest image."""
-        assert self.maps is not None
-        values = self.values(i)
-        return self.maps(values, self.tile_of(values), self.finest.files(self.root, values)[0][0], self.finest.axes)

@@ -33,7 +33,8 @@ class Layer:
     sensor: str = MISSING  # name in configs/sensors
     gsd_m: float = MISSING  # pixel size as stored
     bands: list[str] | None = None  # in the order of the file; None: all of the sensor
-    channels: list[int] | None = None  # the file's bands, from 1, that these are; None: the file holds just these
+    skip: list[str] | None = None  # those of them that hold nothing
+    channels: list[int] | None = None  # the file's bands, from 1, that ``bands`` are; None: the file holds just these
     names: list[str] | None = None  # what {band} stands for in the path, where every band has its own file
     dates: list[str] | None = None  # what {date} stands for, in order: dates, columns with dates, or words (pre, post)
     frames: int = 1  # dates that one file holds, one after the other with all their bands
@@ -47,8 +48,13 @@ class Layer:
 
     @property
     def band_names(self) -> tuple[str, ...]:
-        """Names of its bands in the sensor."""
-        return tuple(self.bands or SENSORS[self.sensor].band_names)
+        """Names of the bands that are read."""
+        return tuple(band for band in self.stored if band not in (self.skip or ()))
+
+    @property
+    def stored(self) -> Sequence[str]:
+        """Names of all bands that the files hold."""
+        return self.bands or SENSORS[self.sensor].band_names
 
     @property
     def fills(self) -> list[Any]:
@@ -79,7 +85,7 @@ class Layer:
     def files(self, root: Path, values: Mapping[str, Any]) -> list[list[Path]]:
         """The files of every date that is shown: one, or one per band."""
         steps = self.chosen(self.dates or values["date"]) if "{date}" in self.path else [""]
-        names = (self.names or self.band_names) if "{band}" in self.path else ("",)
+        names = (self.names or self.stored) if "{band}" in self.path else ("",)
         path = Pattern(self.path)
         return [[root / path.fill({**values, "date": step, "band": name}) for name in names] for step in steps]
 
@@ -106,9 +112,11 @@ class Layer:
                 dates[paths[0]] = np.full_like(dates[there[0][0]], self.fills[0])
         image = np.stack([dates[paths[0]] for paths in files]) if "{date}" in self.path else dates[files[0][0]]
         if self.frames > 1:
-            image = image.reshape(self.frames, len(spec.bands), *image.shape[-2:])
+            image = image.reshape(self.frames, len(self.stored), *image.shape[-2:])
         if "T" in self.axes:
             image = image[self.chosen(range(len(image)))]
+        if self.skip:
+            image = image[..., [self.stored.index(band) for band in spec.bands], :, :]
         for other in self.fills[1:]:
             image[np.isnan(image) if np.isnan(other) else image == other] = self.fills[0]
         if not np.can_cast(image.dtype, spec.dtype):
@@ -118,10 +126,10 @@ class Layer:
     def read_date(self, paths: Sequence[Path], window: Window | None, sample: int) -> np.ndarray:
         """``[frames * C, H, W]``, or ``[T, C, H, W]`` where the files have the axis T."""
         image = np.concatenate([stores.read(path, self.channels, window, self.axes, sample) for path in paths], -3)
-        wanted = self.frames * len(self.band_names)
+        wanted = self.frames * len(self.stored)
         if image.shape[-3] != wanted:
             raise ValueError(
-                f"{paths[0]} has {image.shape[-3]} bands, but {wanted} are described ({', '.join(self.band_names)}); "
+                f"{paths[0]} has {image.shape[-3]} bands, but {wanted} are described ({', '.join(self.stored)}); "
                 "correct the layer's bands or channels"
             )
         return image

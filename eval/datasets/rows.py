@@ -11,7 +11,9 @@ from typing import Any
 from data_prep.common import slug
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, Pattern, scan
+from eval.datasets.source import tile_of
 from eval.datasets.splits import divide, listed, read_table
+from eval.datasets.targets import MapReader
 
 
 def of_files(root: Path, layer: Layer) -> tuple[Columns, list[Path]]:
@@ -19,7 +21,7 @@ def of_files(root: Path, layer: Layer) -> tuple[Columns, list[Path]]:
 
     A ``{date}`` that the layer does not list is found in the names: the column holds every sample's dates in order.
     """
-    fixed = {"band": (layer.names or layer.band_names)[0]} | ({"date": layer.dates[0]} if layer.dates else {})
+    fixed = {"band": (layer.names or layer.stored)[0]} | ({"date": layer.dates[0]} if layer.dates else {})
     columns, folders = scan(root, Pattern(layer.path).fix(fixed))
     columns = by_sample(columns) if "date" in columns else columns
     if layer.axes:
@@ -99,6 +101,18 @@ def add_places(columns: Columns, root: Path, layer: Layer, tile: int | None, blo
     return take(columns, rows) | places
 
 
+def with_polygons(columns: Columns, root: Path, layer: Layer, tile: int | None, maps: MapReader) -> Columns:
+    """The rows that a polygon touches; reads headers of the finest ``layer``."""
+    touched = []
+    for i in range(len(columns["id"])):
+        values = row(columns, i)
+        if maps.touched(values, tile_of(values, tile), layer.header(root, values)):
+            touched.append(i)
+    if not touched:
+        raise ValueError(f"no polygon of {root / maps.target.path} touches an image; compare their places")
+    return take(columns, touched)
+
+
 def add_keys(columns: Columns, form: str, tiled: bool) -> None:
     """The column ``key``: ``form`` filled in, as a sample key; ValueError where two samples get the same."""
     pattern = Pattern(form)
@@ -118,7 +132,7 @@ def add_keys(columns: Columns, form: str, tiled: bool) -> None:
 def add_splits(
     columns: Columns, root: Path, parts: Mapping[str, Any], fields: Mapping[str, str], entry: str, column: Any
 ) -> tuple[Columns, list[Path]]:
-    """The rows that are in a split, which is the column ``split``; and the list files read.
+    """The rows that are in a split, which is the column ``assigned``; and the list files read.
 
     A row that two parts claim is there twice, and refused when the dataset is made.
     """
@@ -129,7 +143,7 @@ def add_splits(
         known(columns, name)
     found = divide(columns, parts, {**fields, **dict.fromkeys(lists, "id")})
     splits = [name for name, rows in found.items() for _ in rows]
-    return take(columns, [i for rows in found.values() for i in rows]) | {"split": splits}, list(lists.values())
+    return take(columns, [i for rows in found.values() for i in rows]) | {"assigned": splits}, list(lists.values())
 
 
 def known(columns: Columns, name: str) -> str:

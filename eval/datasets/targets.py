@@ -15,28 +15,28 @@ from torch import Tensor
 from eval.datasets import stores
 from eval.datasets.base import IGNORE
 from eval.datasets.listing import Pattern
-from eval.datasets.stores import Tile
+from eval.datasets.stores import Header, Tile
+from eval.datasets.vectors import draw, near
 
 
 @dataclass
 class Target:
     """Where the truth per pixel is stored, and what its numbers mean."""
 
-    path: str = ""  # below the root, with {field} as in the images' paths
+    path: str = ""  # below the root, with {field} as in the images' paths; or a file of polygons
     channel: int = 1  # the file's band
     axes: str = ""  # of npy, HDF5 and zarr arrays
-    codes: list[Any] | None = None  # the stored number (or list of numbers) of every class; None: 0, 1, 2, ...
-    ignore: list[float] = field(default_factory=list)  # stored numbers that are no label
-    ignore_other: bool = False  # numbers that are no class are no label either, instead of an error
+    column: str = ""  # of polygons: what they are; they are drawn on the images' grid in the order of the file
+    background: str | None = None  # the class where there is no polygon; None: no label
+    codes: list[Any] | None = None  # the stored value (or list of values) of every class; None: 0, 1, 2, ... or names
+    ignore: list[Any] = field(default_factory=list)  # stored values that are no label
+    ignore_other: bool = False  # values that are no class are no label either, instead of an error
     scale: float = 1.0  # regression: the value is stored * scale
 
 
 @dataclass(frozen=True)
 class MapReader:
-    """``reader(values, tile)``: the map ``[H, W]`` of a sample.
-
-    int64 class numbers with IGNORE, or float32 values with NaN where ``classes`` is None.
-    """
+    """Reads the truth of samples: int64 classes with IGNORE, or float32 with NaN where ``classes`` is None."""
 
     root: Path
     target: Target
@@ -45,17 +45,45 @@ class MapReader:
     def __post_init__(self) -> None:
         if self.classes is not None and len(self.target.codes or self.classes) != len(self.classes):
             raise ValueError(f"target.codes has {len(self.target.codes or ())} entries for {len(self.classes)} classes")
+        if self.target.background is not None and self.target.background not in (self.classes or ()):
+            raise ValueError(f"target.background {self.target.background!r} is none of the classes")
 
-    def __call__(self, values: Mapping[str, Any], tile: Tile | None, image: Path, axes: str) -> np.ndarray:
-        """Read one map, on the grid of the file ``image`` with ``axes``; ValueError names a file that does not fit."""
-        path = self.root / Pattern(self.target.path).fill(values)
-        heads = stores.header(path, self.target.axes), stores.header(image, axes)
-        sizes = [(head.height, head.width) for head in heads]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"{path} has {sizes[0]} pixels, its image {image} has {sizes[1]}; they must be the same")
+    def path(self, values: Mapping[str, Any]) -> Path:
+        """The file with the truth of a sample."""
+        return self.root / Pattern(self.target.path).fill(values)
+
+    def read(self, values: Mapping[str, Any], tile: Tile | None, image: Path, grid: Header) -> np.ndarray:
+        """The map ``[H, W]`` of a sample, on the ``grid`` of its ``image``; ValueError names a file that is wrong."""
+        path = self.path(values)
+        if self.target.column:
+            return self.drawn(path, tile, grid)
+        head = stores.header(path, self.target.axes)
+        if (head.height, head.width) != (grid.height, grid.width):
+            raise ValueError(
+                f"{path} has {head.height} x {head.width} pixels, its image {image} has {grid.height} x {grid.width}; "
+                "they must be the same"
+            )
         window, number = tile and tile.on(1), values.get("n", 0)
         stored = stores.read(path, [self.target.channel], window, self.target.axes, number)[0]
         return self.values(stored) if self.classes is None else self.numbers(stored, path)
+
+    def touched(self, values: Mapping[str, Any], tile: Tile | None, grid: Header) -> bool:
+        """Whether a polygon touches a sample."""
+        return bool(near(self.path(values), self.target.column, grid, tile)[0])
+
+    def drawn(self, path: Path, tile: Tile | None, grid: Header) -> np.ndarray:
+        """int64 class numbers of polygons, IGNORE or the background where there is none."""
+        assert self.classes is not None
+        shapes, labels, place, shape = near(path, self.target.column, grid, tile)
+        table = {str(code): number for code, number in self.pairs} | dict.fromkeys(map(str, self.target.ignore), IGNORE)
+        unknown = next((label for label in labels if label not in table), None)
+        if unknown is not None and not self.target.ignore_other:
+            raise ValueError(
+                f"{path} has a polygon whose {self.target.column} is {unknown!r}, which is no class "
+                f"({', '.join(table)}) nor ignored; correct dataset.classes, target.codes or target.ignore"
+            )
+        background = IGNORE if self.target.background is None else self.classes.index(self.target.background)
+        return draw(shapes, [table.get(label, IGNORE) for label in labels], place, shape, background)
 
     def values(self, stored: np.ndarray) -> np.ndarray:
         """float32, NaN where there is no value."""
@@ -76,14 +104,19 @@ class MapReader:
             )
         return np.where(known & ~missing, numbers[place], IGNORE)[inverse].reshape(stored.shape)
 
+    @property
+    def pairs(self) -> list[tuple[Any, int]]:
+        """Every stored code and its class number."""
+        assert self.classes is not None
+        given = self.target.codes or (self.classes if self.target.column else range(len(self.classes)))
+        several = [codes if isinstance(codes, list) else [codes] for codes in given]
+        return [(code, number) for number, codes in enumerate(several) for code in codes]
+
     @cached_property
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """Stored codes in ascending order, and the class number of each."""
-        assert self.classes is not None
-        given = self.target.codes or range(len(self.classes))
-        several = [codes if isinstance(codes, list) else [codes] for codes in given]
-        pairs = sorted((code, number) for number, codes in enumerate(several) for code in codes)
-        return np.array([code for code, _ in pairs], float), np.array([number for _, number in pairs])
+        codes, numbers = zip(*sorted(self.pairs), strict=True)
+        return np.array(codes, float), np.array(numbers)
 
 
 def class_numbers(values: Sequence[Any], classes: Sequence[str], where: str) -> list[int]:

@@ -234,7 +234,7 @@ def out_of_range(folder, tif):
     ("act", "message"),
     [
         (damaged, r"images/n0\.tif is damaged or no raster"),
-        (other_size, r"masks/n0\.tif has \(8, 9\) pixels, its image .*images/n0\.tif has \(8, 8\)"),
+        (other_size, r"masks/n0\.tif has 8 x 9 pixels, its image .*images/n0\.tif has 8 x 8;"),
         (missing, r"the file .*masks/n0\.tif is missing"),
         (bands, r"images/n0\.tif has 3 bands, but 2 are described \(B04, B08\)"),
         (out_of_range, r"masks/n0\.tif has the label 77, which is no class \(10, 20, 30\)"),
