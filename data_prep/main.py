@@ -18,12 +18,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep import common, folder, refine, sandbox, terramesh  # noqa: E402
+from data_prep import common, folder, majortom, refine, sandbox, terramesh  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.shards import ShardSet, verify  # noqa: E402
 from dinov2.data.stats import Stats  # noqa: E402
 
-SOURCES = {"sandbox": sandbox, "folder": folder, "terramesh": terramesh}
+SOURCES = {"sandbox": sandbox, "folder": folder, "majortom": majortom, "terramesh": terramesh}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

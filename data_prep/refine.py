@@ -70,6 +70,11 @@ class Filters:
         dates = (args.dates[0], args.dates[1]) if args.dates else None
         return cls(box_of(args), dates, getattr(args, "cloud", None), args.limit)
 
+    def provenance(self) -> dict[str, Any]:
+        """What was asked for, for the index; nothing where nothing was."""
+        asked = {"bbox": self.bbox, "dates": self.dates, "cloud": self.cloud, "limit": self.limit}
+        return {name: value for name, value in asked.items() if value is not None}
+
     def passes(self, *, box: Box | None = None, date: str | None = None, cloud: float | None = None) -> bool:
         """Whether an item with this box in degrees, ISO date and percentage is wanted."""
         reason = self.reason(box=box, date=date, cloud=cloud)

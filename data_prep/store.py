@@ -98,8 +98,8 @@ class Store:
         """A seekable file; ``cache`` is fsspec's for URLs (``none``: every read is a range request of its own)."""
         if is_url(self.root):
             filesystem, inner = fsspec.core.url_to_fs(self.path(name))
-            return io.BufferedReader(_Counted(filesystem.open(inner, "rb", cache_type=cache)), 1 << 16)
-        return io.BufferedReader(_Counted(open(self.path(name), "rb")), 1 << 16)
+            return io.BufferedReader(_Counted(filesystem.open(inner, "rb", cache_type=cache)))
+        return io.BufferedReader(_Counted(open(self.path(name), "rb")))
 
     def read(self, name: str) -> bytes:
         """The whole file."""

@@ -113,6 +113,7 @@ def plan(args: argparse.Namespace) -> Plan:
         "scenes": scenes,
         "files": store.fingerprint(f"{folder}/{name}" for folder in folders for name in scenes),
         "baseline_offset": args.baseline_offset,
+        **filters.provenance(),
     }
     labels = LABELS if "LULC" in folders else {}
     return Plan(scenes, Scenes(store, folders, args.baseline_offset, filters), labels, provenance)
