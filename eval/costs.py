@@ -1,4 +1,4 @@
-"""What released encoders cost: a written count of parameters and of floating point operations, and its table."""
+"""What encoders cost: written counts of parameters, of floating point operations and of memory, and their table."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from dinov2.data.batch import View
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.zoo import ZOO, load_encoder
-from dinov2.models.zoo.croma import Croma
+from dinov2.models.zoo.croma import Croma, Layer
 from dinov2.models.zoo.dofa import DynamicPatchEmbed
+from eval.networks import Model, Transformer
 
 NOMINAL_BANDS = 12  # of encoders that take any: as many as Sentinel-2's level 2A has
 
@@ -31,8 +34,52 @@ def encoder_flops(encoder: Any, side: int, bands: int = NOMINAL_BANDS) -> int:
     batch or sensor. ``bands`` counts for encoders that take any.
     """
     places = (side // encoder.patch_size) ** 2
-    parts = encoder.parts.values() if isinstance(encoder, Croma) else [encoder]
-    return sum(part_flops(part, places, bands) for part in parts)
+    return sum(part_flops(part, places, bands) for part in parts(encoder))
+
+
+@torch.no_grad()
+def model_cost(model: Model, x: View) -> dict[str, int]:
+    """``parameters`` of a model, and the ``flops`` of embedding one image (or series) as large as those of a view.
+
+    Of transformers the written count, of all else what torch's counter finds in a pass over the first image.
+    """
+    found = {"parameters": sum(p.numel() for p in model.network.parameters())}
+    imgs, bands = x["imgs"], x["chn_ids"].shape[1]
+    if isinstance(model.network, Transformer):
+        encoder = model.network.encoder
+        dates = imgs.shape[2] // encoder.patch_embed.tubelet if imgs.ndim == 5 else 1
+        places = dates * (imgs.shape[-2] // encoder.patch_size) * (imgs.shape[-1] // encoder.patch_size)
+        return found | {"flops": sum(part_flops(part, places, bands) for part in parts(encoder))}
+    with FlopCounterMode(display=False) as counter:
+        model.features({key: value[:1] for key, value in x.items()})
+    return found | {"flops": counter.get_total_flops()}
+
+
+def encoder_memory(encoder: Any, side: int, bands: int = NOMINAL_BANDS) -> int:
+    """Bytes that embedding one image takes at its peak in float32, without gradients and beside the parameters.
+
+    The peak of the patch embedding, or of a block; what is kept for all images of a sensor is left out.
+    """
+    places = (side // encoder.patch_size) ** 2
+    image = side**2 * (channels(encoder) or bands)
+    return 4 * max(part_memory(part, places, image, bands) for part in parts(encoder) if hasattr(part, "blocks"))
+
+
+def parts(encoder: Any) -> list[Any]:
+    """The transformers of an encoder, and what follows its pooling."""
+    return list(encoder.parts.values()) if isinstance(encoder, Croma) else [encoder]
+
+
+def channels(encoder: Any) -> int | None:
+    """How many bands an encoder takes, all its patch embeddings together; None: any."""
+    found = [m.in_chans for m in encoder.modules() if hasattr(m, "in_chans")]
+    return sum(found) if found else None
+
+
+def shape(part: Any, places: int) -> tuple[int, int]:
+    """Patches (places, times the groups of bands that are tokens of their own) and tokens of a transformer."""
+    patches = places * getattr(part, "groups", 1)
+    return patches, patches + hasattr(part, "cls_token") + getattr(part, "registers", 0)
 
 
 def part_flops(part: Any, places: int, bands: int) -> int:
@@ -43,11 +90,33 @@ def part_flops(part: Any, places: int, bands: int) -> int:
     """
     if not hasattr(part, "blocks"):
         return 2 * matrices(part)
-    patches = places * getattr(part, "groups", 1)
-    tokens = patches + hasattr(part, "cls_token") + getattr(part, "registers", 0)
+    patches, tokens = shape(part, places)
     widths = sum(m.qkv.in_features for m in part.blocks.modules() if hasattr(m, "qkv"))
     embedding = embedding_flops(part.patch_embed, places, patches, bands) if hasattr(part, "patch_embed") else 0
     return embedding + 2 * tokens * matrices(part.blocks) + 4 * tokens**2 * widths
+
+
+def part_memory(part: Any, places: int, image: int, bands: int) -> int:
+    """Numbers alive at once: in a block, beside the image, its input, the sum with the attention, their norm and what
+    the feed-forward layers give (an activation is alive with what it is computed from). A bias on the attention's
+    scores makes torch keep them, H N^2, twice.
+    """
+    patches, tokens = shape(part, places)
+    block, width = part.blocks[0], part.norm.normalized_shape[0]
+    inner = 2 * block.mlp.fc1.out_features if hasattr(block.mlp, "fc1") else 4 * block.mlp.w3.in_features
+    alive = tokens * (3 * width + inner)
+    if isinstance(block, Layer):
+        alive = max(alive, 6 * tokens * width + 2 * block.attn.heads * tokens**2)
+    embedding = embedding_memory(part.patch_embed, places, image, bands) if hasattr(part, "patch_embed") else 0
+    return max(image + alive, embedding + patches * width)
+
+
+def embedding_memory(embed: Any, places: int, image: int, bands: int) -> int:
+    """Numbers alive at once in a patch embedding: copies of the image, and what the channel attention mixes."""
+    if isinstance(embed, SpectralPatchEmbed):
+        mixed = embed.heads * (embed.patch_size**2 + bands) + 2 * embed.proj.in_features
+        return 2 * image + places * mixed
+    return (4 if isinstance(embed, DynamicPatchEmbed) else 2) * image
 
 
 def embedding_flops(embed: Any, places: int, patches: int, bands: int) -> int:
@@ -66,7 +135,7 @@ def embedding_flops(embed: Any, places: int, patches: int, bands: int) -> int:
 
 
 class Cost(NamedTuple):
-    """A line of the table; ``parameters`` in millions, ``gflops`` per image at the released size."""
+    """A line of the table; ``parameters`` in millions, ``gflops`` and ``megabytes`` per image at the released size."""
 
     name: str
     bands: str
@@ -75,6 +144,7 @@ class Cost(NamedTuple):
     dim: int
     parameters: float
     gflops: float
+    megabytes: float
     licence: str
 
 
@@ -85,16 +155,16 @@ def cost(name: str) -> Cost:
         encoder: Any = load_encoder(name, "random")
     bands = " + ".join(f"{len(b.names)} {b.sensor}" for b in expects.bands) or f"any (cost: {NOMINAL_BANDS})"
     parameters = sum(p.numel() for p in encoder.parameters())
-    flops = encoder_flops(encoder, expects.size)
     size, patch, width = expects.size, expects.patch, encoder.embed_dim
-    return Cost(name, bands, size, patch, width, parameters / 1e6, flops / 1e9, ZOO[name].licence)
+    per_image = encoder_flops(encoder, size) / 1e9, encoder_memory(encoder, size) / 1e6
+    return Cost(name, bands, size, patch, width, parameters / 1e6, *per_image, ZOO[name].licence)
 
 
 def list_models(console: Console | None = None) -> None:
     """Print the table of all released encoders."""
-    right = [Column(title, justify="right") for title in ("px", "patch", "dim", "M param.", "GFLOP/image")]
+    right = [Column(title, justify="right") for title in ("px", "patch", "dim", "M param.", "GFLOP/image", "MB/image")]
     table = Table(Column("model", no_wrap=True), "bands", *right, "licence of the weights")
     for name in ZOO:
         c = cost(name)
-        table.add_row(c.name, c.bands, *map(str, c[2:5]), f"{c.parameters:.1f}", f"{c.gflops:.1f}", c.licence)
+        table.add_row(c.name, c.bands, *map(str, c[2:5]), *(f"{value:.1f}" for value in c[5:8]), c.licence)
     (console or Console(highlight=False, width=WIDTH)).print(table)

@@ -3,10 +3,12 @@ import io
 import pytest
 import torch
 from rich.console import Console
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2.models.zoo import ZOO
-from eval.costs import NOMINAL_BANDS, cost, encoder_flops, list_models
+from eval.costs import NOMINAL_BANDS, cost, encoder_flops, encoder_memory, list_models, model_cost
+from eval.encoders import load_model
 from tests.dinov2.models.zoo.published import channels, tiny
 
 
@@ -17,16 +19,24 @@ def attention(name, encoder, side):
     return 2 * 4 * tokens.get(ZOO[name].family, places + 1) ** 2 * 32
 
 
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg", "dinov2_vitg14", "dofa", "croma_base_optical",
-                                  "croma_base_sar", "croma_base_joint", "prithvi", "scalemae", "ssl4eo_moco",
-                                  "spectralgpt_plus", "satmae", "panopticon_vitb14"])  # fmt: skip
+MEASURED = ("dinov2_vits14", "dinov2_vits14_reg", "dinov2_vitg14", "dofa", "croma_base_optical", "croma_base_sar",
+            "croma_base_joint", "prithvi", "scalemae", "ssl4eo_moco", "spectralgpt_plus", "satmae",
+            "panopticon_vitb14")  # fmt: skip
+
+
+def batch_of(name, side, images):
+    """Images as the model takes them, of 5 bands where it takes any."""
+    anything = not ZOO[name].expects.bands
+    c = 5 if anything else channels(name)
+    imgs = torch.randn(images, c, side, side)
+    return {"imgs": imgs, "chn_ids": torch.arange(500, 500 + c).repeat(images, 1)} if anything else imgs
+
+
+@pytest.mark.parametrize("name", MEASURED)
 @torch.no_grad()
 def test_the_written_count_equals_the_measured_one(name):
     encoder, side = tiny(name).eval(), 48
-    anything = not ZOO[name].expects.bands
-    c = 5 if anything else channels(name)
-    imgs = torch.randn(1, c, side, side)
-    x = {"imgs": imgs, "chn_ids": torch.arange(500, 500 + c)[None]} if anything else imgs
+    x, c = batch_of(name, side, 1), 5
     encoder(x)  # what is kept between images is made
     with FlopCounterMode(display=False) as counter:
         encoder(x)
@@ -34,6 +44,25 @@ def test_the_written_count_equals_the_measured_one(name):
     if name == "panopticon_vitb14":  # per batch: what the channels add to scores (4 heads) and values
         measured -= 2 * c * (24 * 4 + 24 * 24)
     assert encoder_flops(encoder, side, c) == measured
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("side", [32, 96])
+@torch.no_grad()
+def test_the_memory_is_what_a_forward_takes(name, side):
+    """Within an eighth of the bytes that torch counts alive at the peak, per image: of 5 more than of 1."""
+    encoder, x = tiny(name).eval(), {b: batch_of(name, side, b) for b in (1, 6)}
+
+    def peak(x):
+        encoder(x)  # what is kept between images is made
+        tracker = MemTracker()
+        tracker.track_external(encoder, *(x.values() if isinstance(x, dict) else [x]))
+        with tracker:
+            encoder(x)
+        return sum(snapshot["Total"] for snapshot in tracker.get_tracker_snapshot("peak").values())
+
+    measured = (peak(x[6]) - peak(x[1])) / 5
+    assert encoder_memory(encoder, side, 5) == pytest.approx(measured, rel=1 / 8)
 
 
 def test_known_sizes():
@@ -51,3 +80,24 @@ def test_the_table_names_every_model():
     assert lines.keys() == ZOO.keys()
     assert "12 sentinel2_l2a + 2 sentinel1_grd" in lines["croma_base_joint"] and "MIT" in lines["croma_base_joint"]
     assert f"any (cost: {NOMINAL_BANDS})" in lines["dofa"]
+
+
+def view(bands, side, images=2):
+    return {"imgs": torch.randn(images, bands, side, side), "chn_ids": torch.arange(500, 500 + bands).repeat(images, 1)}
+
+
+def test_what_a_model_costs_on_the_images_at_hand():
+    vit = "patch_size=8&img_size=16&embed_dim=32&depth=2&num_heads=4"
+    model = load_model(f"random:vit_tiny?{vit}&attn_dim=32&attn_heads=2")
+    found = model_cost(model, view(4, 48))
+    assert found["flops"] == encoder_flops(model.network.encoder, 48, 4)
+    assert found["parameters"] == sum(p.numel() for p in model.network.parameters())
+    assert model_cost(load_model("pixelstats"), view(4, 48)) == {"parameters": 0, "flops": 0}
+    x = view(3, 16)
+    rcf, unet = (load_model(name).fitted(x) for name in ("rcf?features=6", "unet?width=2&depth=1"))
+    assert model_cost(rcf, x) == {"parameters": 0, "flops": 2 * 14 * 14 * 3 * 27}  # three filters of 3 x 3 x 3
+    by_hand = 2 * 16 * 16 * 9 * (3 * 2 + 2 * 2) + 2 * 8 * 8 * 9 * (2 * 2 + 2 * 2)  # two levels of two convolutions
+    assert model_cost(unet, x)["flops"] == by_hand
+    prithvi = load_model(f"prithvi@random?{vit}")
+    series = {"imgs": torch.randn(1, 6, 3, 32, 32), "chn_ids": torch.zeros(1, 6)}
+    assert model_cost(prithvi, series)["flops"] > 3 * model_cost(prithvi, view(6, 32))["flops"]

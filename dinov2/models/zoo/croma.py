@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -59,6 +60,11 @@ def alibi(height: int, width: int, heads: int) -> Tensor:
     distance = (places[:, None] - places[None]).norm(dim=-1)
     slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device="cpu", dtype=torch.float64) / heads)
     return (-slopes[:, None, None] * distance).float()
+
+
+def latest(steps: Iterator[Tensor]) -> Tensor:
+    """The last of them; the others are let go at once."""
+    return deque(steps, maxlen=1).pop()
 
 
 class Attention(nn.Module):
@@ -116,8 +122,7 @@ class Transformer(nn.Module):
 
     def forward(self, imgs: Tensor, bias: Tensor) -> Tensor:
         """Images of one sensor -> normalised tokens ``[B, N, D]``."""
-        *_, last = self.steps(self.patch_embed(imgs), bias)
-        return self.norm(last)
+        return self.norm(latest(self.steps(self.patch_embed(imgs), bias)))
 
 
 class Croma(nn.Module):
@@ -163,8 +168,7 @@ class Croma(nn.Module):
 
     def encodings(self, x: Input) -> Tensor:
         """Normalised tokens ``[B, N, D]`` of the last block."""
-        *_, last = self.steps(x)
-        return self._last.norm(last)
+        return self._last.norm(latest(self.steps(x)))
 
     def forward(self, x: Input) -> Tensor:
         """The published embedding ``[B, D]``: mean of the tokens, of one sensor through its GAP-FFN."""
