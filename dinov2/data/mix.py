@@ -11,16 +11,17 @@ import numpy as np
 
 from dinov2.data.order import LANES, Order, permutation
 
-SLOTS = 5**5  # resolution of the weights; more than lanes, and prime to every world size, so that no rank is favoured
+SLOTS = 5**5  # resolution of the weights; at least as many as lanes
 
 
 class Mixture:
     """Infinite concatenations of epoch permutations of K sets, interleaved: a pure function of (seed, position).
 
-    ``weights`` ``[K]`` are proportional to the shares, which are multiples of 1 / T. Permuted slots say whose turn it is:
-    round g (positions ``gL .. gL + L - 1``) gives turn t to the set of slot ``(g + t) mod T``. Within T rounds every
-    turn, and so every rank, meets every slot once, and each set's own stream is consumed lane by lane without a gap
-    (docs/decisions/0003-stream-order.md). With one set this is :class:`dinov2.data.order.Order`.
+    ``weights`` ``[K]`` are proportional to the shares, which are multiples of 1 / T. T slots, each set's evenly spread,
+    say whose turn it is: round g (positions ``gL .. gL + L - 1``) gives turn t to the set of slot
+    ``(g + offset(t)) mod T``, offsets being drawn without repetition. Each turn thus comes to a set at even intervals
+    and consumes its own lane of that set's stream without a gap (docs/decisions/0003-stream-order.md). With one set
+    this is :class:`dinov2.data.order.Order`.
     """
 
     def __init__(self, counts: Sequence[np.ndarray], weights: Sequence[float], seed: int, lanes: int = LANES) -> None:
@@ -34,7 +35,9 @@ class Mixture:
         self.slots = np.diff(ends)  # [K]
         if not all(self.slots):
             raise ValueError(f"data.weights {list(weights)}: a share below 1/{SLOTS} is never drawn; leave the set out")
-        self._set = np.repeat(np.arange(len(counts)), self.slots)[permutation(SLOTS, seed, 0)]  # [T] set of each slot
+        evenly = np.concatenate([(np.arange(n) + 0.5) / n for n in self.slots])  # [T] their places in 0 .. 1
+        self._set = np.repeat(np.arange(len(counts)), self.slots)[evenly.argsort(kind="stable")]  # [T] set of each slot
+        self._offset = permutation(SLOTS, seed, 0)[:lanes]  # [L]
         twice = np.tile(self._set, 2) == np.arange(len(counts))[:, None]  # [K, 2T]
         self._before = np.pad(twice.cumsum(1), ((0, 0), (1, 0)))  # [K, 2T+1] slots of a set before each
 
@@ -42,8 +45,9 @@ class Mixture:
         """``[n]`` positions of the stream -> int64 ``[n, 3]``: epoch of the set, shard, index within the shard."""
         rounds, turns = np.divmod(np.asarray(positions, np.int64), self.lanes)
         cycles, passed = np.divmod(rounds, SLOTS)
-        which = self._set[(passed + turns) % SLOTS]
-        visits = cycles * self.slots[which] + self._before[which, turns + passed] - self._before[which, turns]
+        begin = self._offset[turns]
+        which = self._set[(begin + passed) % SLOTS]
+        visits = cycles * self.slots[which] + self._before[which, begin + passed] - self._before[which, begin]
         own = visits * self.lanes + turns  # position in the set's own stream
         out = np.empty((len(own), 3), np.int64)
         for number in np.unique(which):

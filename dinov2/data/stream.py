@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,10 @@ class Stream:
         if workers > len(shards.counts):
             log.info("%d workers are more than shards: %d are used", workers, len(shards.counts))
         self.shards, self.weights, self.lanes = shards, weights and [float(w) for w in weights], lanes
-        self.order = (
-            Mixture(shards.counts_by_set, weights, seed, lanes) if weights else Order(shards.counts, seed, lanes)
-        )
+        if weights:
+            self.order: Order | Mixture = Mixture(shards.counts_by_set, weights, seed, lanes)
+        else:
+            self.order = Order(shards.counts, seed, lanes)
         self.dataset = StreamDataset(shards, self.order, draw, collate)
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.workers, self.prefetch, self.max_damage = min(workers, len(shards.counts)), prefetch, max_damage
@@ -81,13 +82,11 @@ class Stream:
         """ValueError where the remote shards that ``ranks`` ranks of a machine read from in turn outgrow the cache."""
         if not self.shards.cache:
             return
-        remote = [part for part in self.shards.parts if is_url(part.folder)]
-        used = MIX * self.lanes * ranks / self.world
-        sets = [[part] for part in remote] if self.weights else [remote]
-        groups = [
-            (sum(len(part.names) for part in parts), sum(int(part.bytes.sum()) for part in parts)) for parts in sets
-        ]
-        needed = sum(size * min(1, used / shards) for shards, size in groups if shards)
+        sizes = [part.bytes for part in self.shards.parts if is_url(part.folder)]
+        if sizes and not self.weights:  # all sets are one order
+            sizes = [np.concatenate(sizes)]
+        used = MIX * self.lanes * ranks / self.world  # shards of each order
+        needed = sum(size.sum() * min(1, used / len(size)) for size in sizes)
         if needed > self.shards.cache.limit:
             raise ValueError(
                 f"data.cache_gib {self.shards.cache.limit / 2**30:.3g} is less than the {needed / 2**30:.3g} GiB of "

@@ -7,17 +7,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from dinov2.data.order import LANES
-from dinov2.data.shards import ShardSet
-from dinov2.data.shards.index import Part
+from dinov2.data.shards import Cache, ShardSet, storage
 from dinov2.data.stream import Stream
 from tests.dinov2.data.samples import S1, S2, make_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
-WORLDS = [w for w in range(1, 25) if LANES % w == 0]
 
 
 def draw(sample, key):
@@ -44,39 +39,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shards(folder):
     return ShardSet.open(folder)
-
-
-@st.composite
-def runs(draw_value):
-    """(samples, batch size, seed, world sizes of consecutive legs, steps of each leg)."""
-    world = st.sampled_from(WORLDS)
-    worlds = draw_value(st.lists(world, min_size=1, max_size=4))
-    batch = int(np.lcm.reduce(worlds)) * draw_value(st.integers(1, 3))
-    samples = draw_value(st.integers(batch, 4 * batch + 50))
-    steps = draw_value(st.lists(st.integers(0, 6), min_size=len(worlds), max_size=len(worlds)))
-    return samples, batch, draw_value(st.integers(0, 2**32 - 1)), worlds, steps
-
-
-def listed(samples):
-    """A set of shards of one sample each, of which nothing is read."""
-    names, ones = [f"shard-{i:06d}.tar" for i in range(samples)], np.ones(samples, np.int64)
-    held = [frozenset({S2.key})], ones[:, None]
-    return ShardSet([Part("nowhere", names, [""] * samples, ones, ones, ones, *held, {}, {}, {}, {}, "")])
-
-
-@given(runs())
-@settings(deadline=None)
-def test_no_sample_is_lost_or_repeated_on_any_ranks_that_change_midway(run):
-    samples, batch, seed, worlds, steps = run
-    shards, seen, state = listed(samples), [], None
-    for world, leg in zip(worlds, steps, strict=True):
-        ranks = [make_stream(shards, batch_size=batch, seed=seed, rank=r, world=world) for r in range(world)]
-        step = ranks[0].start_step(state) if state else 0
-        legs = [list(itertools.islice(rank.positions(step), leg * rank.accumulation)) for rank in ranks]
-        assert len({len(positions) for positions in legs}) == 1  # equal batch counts
-        seen += [p for positions in legs for micro in positions for p in micro.tolist()]
-        state = ranks[0].state(step + leg)
-    assert sorted(seen) == list(range(sum(steps) * batch))  # with test_order: every sample exactly once per epoch
 
 
 def test_each_sample_once_per_epoch_over_ranks_and_workers(shards):
@@ -159,6 +121,82 @@ def test_more_workers_than_shards_are_capped(shards, caplog):
     with caplog.at_level(logging.INFO):
         assert make_stream(shards, workers=50).workers == 8
     assert [r.message for r in caplog.records] == ["50 workers are more than shards: 8 are used"]
+
+
+def test_samples_without_a_wanted_image_are_left_out_beforehand(shards, caplog):
+    """Sentinel-1 is in the samples whose number 3 does not divide: 19 of 29."""
+    with caplog.at_level(logging.INFO):
+        stream = make_stream(shards, images=[S1.key], draw=lambda sample, key: (sample.key, *sample.images))
+    assert [r.message for r in caplog.records] == ["10 of 29 samples have none of sentinel1_rtc-10m and are left out"]
+    found = [sample for batch in take(stream, 19) for sample in batch]  # 6 epochs of 19
+    assert sorted(found) == sorted([(f"s{i:04d}", S1.key) for i in range(29) if i % 3] * 6)
+    with pytest.raises(ValueError, match="19 samples are fewer than the global batch_size of 24"):
+        make_stream(shards, images=[S1.key], batch_size=24)
+
+
+def test_sets_are_mixed_by_weight(folder, tmp_path):
+    make_set(tmp_path, 10, 5, first=1000)
+    both = ShardSet.open([folder, tmp_path])
+    batches = take(make_stream(both, weights=[1, 3], batch_size=24, workers=2), 50)
+    small = [sample[3] >= "s1000" for batch in batches for sample in batch]
+    assert np.mean(small) == pytest.approx(0.75, abs=0.02)
+    assert batches == take(make_stream(both, weights=[1, 3], batch_size=24), 50)
+    assert batches[20:] == take(make_stream(both, weights=[1, 3], batch_size=24), 30, start_step=20)
+    state = make_stream(both, weights=[1, 3]).state(3)
+    for options, what in (({"weights": [1, 2]}, "weights"), ({"lanes": 12}, "lanes")):
+        with pytest.raises(ValueError, match=f"the checkpoint's {what} .* differ"):
+            make_stream(both, **({"weights": [1, 3]} | options)).start_step(state)
+
+
+def test_every_loader_process_reports_its_memory(shards):
+    stream = make_stream(shards, workers=2)
+    take(stream, 4)
+    assert len(stream.memory) == 2 and all(2**24 < held < 2**36 for held in stream.memory.values())
+
+
+class TestCache:
+    @pytest.fixture()
+    def url(self, folder):
+        url = f"memory://stream-{os.getpid()}"
+        storage.fsspec.filesystem("memory").put(f"{folder}/", url, recursive=True)
+        yield url
+        storage.fsspec.filesystem("memory").rm(url, recursive=True)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_cached_stream_is_the_same_stream(self, url, shards, tmp_path, workers):
+        remote = ShardSet.open(url, cache=Cache(tmp_path, 2**30))
+        assert take(make_stream(remote, workers=workers), 12) == take(make_stream(shards), 12)
+        assert len([p for p in tmp_path.iterdir() if len(p.name) == 64]) > 0
+
+    def test_shards_are_copied_before_they_are_read(self, url, tmp_path, monkeypatch):
+        monkeypatch.setattr("dinov2.data.stream.AHEAD", 29)
+        remote = ShardSet.open(url, cache=Cache(tmp_path, 2**30))
+        wanted = []
+        monkeypatch.setattr(remote.cache, "want", lambda part, number: wanted.append(number))
+        stream = make_stream(remote, lanes=1, batch_size=1)
+        take(stream, 1)
+        _, shard, _ = stream.order.address(29)
+        assert shard in wanted
+
+    def test_a_cache_that_would_thrash_is_refused(self, tmp_path):
+        folder, url = tmp_path / "many", f"memory://many-{os.getpid()}"
+        size = make_set(folder, 29, 1).bytes
+        storage.fsspec.filesystem("memory").put(f"{folder}/", url, recursive=True)
+        small = ShardSet.open(url, cache=Cache(tmp_path / "cache", size // 2))
+        make_stream(ShardSet.open(url)).check_cache(1)  # no cache
+        make_stream(ShardSet.open(folder, cache=small.cache)).check_cache(1)  # nothing remote
+        with pytest.raises(ValueError, match=r"data.cache_gib .* lower data.lanes 3072 in proportion"):
+            make_stream(small).check_cache(1)
+        make_stream(small, world=3, lanes=3).check_cache(1)  # one lane per rank: 8 of 29 shards
+        with pytest.raises(ValueError, match="lower data.lanes 3 in proportion"):
+            make_stream(small, world=3, lanes=3).check_cache(3)
+        storage.fsspec.filesystem("memory").rm(url, recursive=True)
+
+
+@pytest.mark.parametrize("lanes", [0, 3073])
+def test_lanes_out_of_range(shards, lanes):
+    with pytest.raises(ValueError, match=f"data.lanes {lanes} is not in 1 .. 3072"):
+        make_stream(shards, lanes=lanes)
 
 
 def test_a_stream_leaves_the_global_generator_alone(shards):
