@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -111,6 +112,12 @@ class VisionTransformer(nn.Module):
             parts.insert(1, self.register_tokens.expand(b, -1, -1))
         return torch.cat(parts, 1)
 
+    def steps(self, tokens: Tensor, grid: tuple[int, ...]) -> Iterator[Tensor]:
+        """Tokens ``[B, N, D]`` after each block; ``grid``: rows and columns of patches."""
+        for block in self.blocks:
+            tokens = block(tokens)
+            yield tokens
+
     def forward(self, x: Input) -> Tensor:
         """Normalised class token ``[B, D]``."""
         return self.forward_features(x)["cls"]
@@ -124,8 +131,8 @@ class VisionTransformer(nn.Module):
         patches are embedded and seen.
         """
         tokens = self.tokens(x, masks, fill, keep)
-        for block in self.blocks:
-            tokens = block(tokens)
+        for tokens in self.steps(tokens, self.grid(x)):  # the last of them stays
+            pass
         return {**self.split(self.norm(tokens)), "prenorm": tokens}
 
     def split(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -160,9 +167,8 @@ class VisionTransformer(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         wanted = chosen_blocks(n, len(self.blocks))
         grid = self.grid(x)
-        tokens = self.tokens(x, None, None, None)
-        for number, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            tokens = block(tokens)
+        steps = self.steps(self.tokens(x, None, None, None), grid)
+        for number, tokens in enumerate(islice(steps, max(wanted, default=-1) + 1)):
             if number in wanted:
                 parts = self.split(self.norm(tokens) if norm else tokens)
                 patches = parts["patches"]
