@@ -3,6 +3,7 @@
 python data_prep/main.py sandbox --out data/sandbox --samples 4000 --workers 2
 python data_prep/main.py folder --src tiles/ --sensor enmap --out data/enmap --chip 32
 python data_prep/main.py terramesh --src terramesh/ --out data/terramesh --chip 32
+python data_prep/main.py timeseries --roi roi.geojson --s2-start 2021-01-01 --s2-end 2021-12-31 --out tiles/
 python data_prep/main.py verify data/sandbox
 """
 
@@ -18,12 +19,21 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep import common, folder, majortom, refine, sandbox, terramesh  # noqa: E402
+from data_prep import common, folder, majortom, mmearth, pixels, refine, sandbox, terramesh, worldcereal  # noqa: E402
+from data_prep.timeseries import command as timeseries  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.shards import ShardSet, verify  # noqa: E402
 from dinov2.data.stats import Stats  # noqa: E402
 
-SOURCES = {"sandbox": sandbox, "folder": folder, "majortom": majortom, "terramesh": terramesh}
+SOURCES = {
+    "sandbox": sandbox,
+    "folder": folder,
+    "majortom": majortom,
+    "mmearth": mmearth,
+    "terramesh": terramesh,
+    "pixels": pixels,
+    "worldcereal": worldcereal,
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -53,6 +63,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             help="of a job array: every N-th shard from the I-th on, from 0; the index is written by who ends last",
         )
         command.add_argument("--max-refused", type=float, default=0.0, help="share of damaged items to go on with (0)")
+    tiles = commands.add_parser(
+        "timeseries", description=timeseries.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    timeseries.add_arguments(tiles)
     for name, help_ in (("verify", "check every byte of a shard set"), ("stats", "statistics per sensor and band")):
         command = commands.add_parser(
             name, help=help_, description=f"{help_}; example: python data_prep/main.py {name} data/sandbox"
@@ -116,6 +130,8 @@ def main(arguments: list[str]) -> int:
     if args.command == "stats":
         console.print(stats_table(ShardSet.open(args.sets).stats))
         return 0
+    if args.command == "timeseries":
+        return timeseries.run(args)
     console.print(prepare(args), markup=False, highlight=False)
     return 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,3 +56,16 @@ def majortom(folder: Path, rows: list[dict], metadata: list[dict], per_file: int
             url = f"https://huggingface.co/datasets/Major-TOM/{folder.name}/resolve/main/images/{name}"
             entry |= {"parquet_url": url, "parquet_row": at}
     pq.write_table(pa.Table.from_pylist(metadata), folder / "metadata.parquet")
+
+
+def mmearth(folder: Path, arrays: dict[str, np.ndarray], tiles: dict[str, dict], splits: dict[str, list[int]]) -> None:
+    """An MMEarth v001 folder: HDF5 with a tile per gzip chunk, splits, statistics and tile information as JSON."""
+    folder.mkdir(parents=True)
+    with h5py.File(folder / f"{folder.name}.h5", "w") as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values, chunks=(1, *values.shape[1:]), compression="gzip")
+        record = np.dtype([("tile_id", "S100"), ("S2_type", "S10")])
+        rows = [(name, about["S2_type"]) for name, about in tiles.items()]
+        file.create_dataset("metadata", data=np.array(rows, record))
+    for what, value in (("splits", splits), ("tile_info", tiles), ("band_stats", {})):
+        (folder / f"{folder.name}_{what}.json").write_text(json.dumps(value))
