@@ -26,21 +26,14 @@ T = TypeVar("T")
 
 
 @dataclass
-class Layer:
-    """One image key of every sample; unit, scale, offset and nodata as in :class:`dinov2.data.sample.ImageSpec`."""
+class Pixels:
+    """What the numbers of one image key are; see :class:`dinov2.data.sample.ImageSpec`."""
 
-    path: str = MISSING  # below the root, with {field} wherever names differ
     sensor: str = MISSING  # name in configs/sensors
     gsd_m: float = MISSING  # pixel size as stored
     bands: list[str] | None = None  # in the order of the file; None: all of the sensor
     skip: list[str] | None = None  # those of them that hold nothing
-    channels: list[int] | None = None  # the file's bands, from 1, that ``bands`` are; None: the file holds just these
-    names: list[str] | None = None  # what {band} stands for in the path, where every band has its own file
-    dates: list[str] | None = None  # what {date} stands for, in order: dates, columns with dates, or words (pre, post)
-    frames: int = 1  # dates that one file holds, one after the other with all their bands
-    evenly: int | None = None  # show so many dates, evenly spaced; None: all
-    absent: bool = False  # the file of a date may be missing: its pixels are nodata
-    axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
+    names: list[str] | None = None  # what the files call them, where every band is a file or an array of its own
     unit: str | None = None  # None: the sensor's, as for the next three
     scale: float | None = None
     offset: float | None = None
@@ -68,6 +61,27 @@ class Layer:
         unit, scale = self.unit or own.unit, own.scale if self.scale is None else self.scale
         offset = own.offset if self.offset is None else self.offset
         return ImageSpec(self.sensor, self.gsd_m, self.band_names, dtype, unit, scale, offset, self.fills[0])
+
+    def fitted(self, image: np.ndarray, spec: ImageSpec, path: Path) -> np.ndarray:
+        """``image`` ``[..., C, H, W]`` with one nodata value and in the dtype of ``spec``; ValueError if it cannot."""
+        for other in self.fills[1:]:
+            image[np.isnan(image) if np.isnan(other) else image == other] = self.fills[0]
+        if not np.can_cast(image.dtype, spec.dtype):
+            raise ValueError(f"{path} holds {image.dtype}, other files of the set {spec.dtype}; convert them")
+        return image.astype(spec.dtype, copy=False)
+
+
+@dataclass
+class Layer(Pixels):
+    """One image key of every sample: its files and what they hold."""
+
+    path: str = MISSING  # below the root, with {field} wherever names differ
+    channels: list[int] | None = None  # the file's bands, from 1, that ``bands`` are; None: the file holds just these
+    dates: list[str] | None = None  # what {date} stands for, in order: dates, columns with dates, or words (pre, post)
+    frames: int = 1  # dates that one file holds, one after the other with all their bands
+    evenly: int | None = None  # show so many dates, evenly spaced; None: all
+    absent: bool = False  # the file of a date may be missing: its pixels are nodata
+    axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
 
     def chosen(self, dates: Sequence[T]) -> list[T]:
         """The dates that are shown, out of all of a sample."""
@@ -117,11 +131,7 @@ class Layer:
             image = image[self.chosen(range(len(image)))]
         if self.skip:
             image = image[..., [self.stored.index(band) for band in spec.bands], :, :]
-        for other in self.fills[1:]:
-            image[np.isnan(image) if np.isnan(other) else image == other] = self.fills[0]
-        if not np.can_cast(image.dtype, spec.dtype):
-            raise ValueError(f"{files[0][0]} holds {image.dtype}, other files of the layer {spec.dtype}; convert them")
-        return image.astype(spec.dtype, copy=False)
+        return self.fitted(image, spec, files[0][0])
 
     def read_date(self, paths: Sequence[Path], window: Window | None, sample: int) -> np.ndarray:
         """``[frames * C, H, W]``, or ``[T, C, H, W]`` where the files have the axis T."""
