@@ -68,7 +68,9 @@ class Catalogue:
         raw = plain(read_yaml(path))
         unknown = sorted(raw.keys() - {"url", "sign", "headers", "optical", "radar"})
         if unknown or "url" not in raw:
-            raise ValueError(f"{path}: a catalogue has url, sign, headers, optical, radar; not {', '.join(unknown) or '?'}")
+            raise ValueError(
+                f"{path}: a catalogue has url, sign, headers, optical, radar; not {', '.join(unknown) or '?'}"
+            )
         self.url, self.sign, self.retries = expand(raw["url"]), raw.get("sign"), retries
         self.headers = {name: expand(value) for name, value in raw.get("headers", {}).items()}
         self.optical, self.radar = (self._collection(raw.get(part), path) for part in ("optical", "radar"))
@@ -101,7 +103,9 @@ class Catalogue:
 
         def find() -> list[Item]:
             client = pystac_client.Client.open(
-                self.url, headers=self.headers, stac_io=StacApiIO(self.headers, timeout=TIMEOUT, max_retries=self.retries)
+                self.url,
+                headers=self.headers,
+                stac_io=StacApiIO(self.headers, timeout=TIMEOUT, max_retries=self.retries),
             )
             found = client.search(collections=[collection.name], bbox=region.bounds, datetime=f"{start}/{end}")
             return sorted(found.items(), key=lambda item: item.id)

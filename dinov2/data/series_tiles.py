@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -38,6 +38,21 @@ class Layer:
 
     spec: ImageSpec
     dates: tuple[str, ...]
+
+
+class Dates(Sequence[np.ndarray]):
+    """The arrays of ``length`` dates, each made when it is asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], np.ndarray]) -> None:
+        self.length, self.make = length, make
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < self.length:
+            raise IndexError(number)
+        return self.make(number)
 
 
 @dataclass(frozen=True)
@@ -103,12 +118,15 @@ def days_of_year(dates: tuple[str, ...]) -> np.ndarray:
     return (day - day.astype("datetime64[Y]")).astype(np.int32) + np.int32(1)
 
 
-def write_tile(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write ``arrays`` (of every layer, and the masks), then ``tile.json``: a tile is whole or has none."""
+def write_tile(tile: Tile, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Write ``arrays`` (of every layer, and the masks), then ``tile.json``: a tile is whole or has none.
+
+    An array is a sequence of dates ``[H, W]`` or ``[H, W, C]``, of which one is held at a time.
+    """
     tile.folder.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
+    for name, dates in arrays.items():
         with atomic(tile.folder / f"{name}.npy") as file:
-            np.save(file, array, allow_pickle=False)
+            save_stack(file, dates)
     for name, layer in tile.layers.items():
         with atomic(tile.folder / f"{LAYERS[name]}.npy") as file:
             np.save(file, days_of_year(layer.dates), allow_pickle=False)
@@ -121,6 +139,16 @@ def write_tile(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
         "provenance": tile.provenance,
     }
     write_atomic(tile.folder / INFO, json.dumps(info, indent=1))
+
+
+def save_stack(file: BinaryIO, dates: Sequence[np.ndarray]) -> None:
+    """An ``.npy`` file of equal arrays, written one after the other."""
+    first = dates[0]
+    head = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, {**head, "shape": (len(dates), *first.shape)})
+    for array in dates:
+        assert array.shape == first.shape and array.dtype == first.dtype
+        file.write(np.ascontiguousarray(array).data)
 
 
 def open_tile(folder: Path) -> Tile:

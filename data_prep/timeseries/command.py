@@ -1,0 +1,129 @@
+"""Source ``timeseries``: every clear Sentinel-2 and Sentinel-1 date of a region, as tile folders (docs/timeseries.md).
+
+python data_prep/main.py timeseries --roi roi.geojson --s2-start 2021-01-01 --s2-end 2021-12-31 --out tiles/ --dry-run
+python data_prep/main.py timeseries --src retiled_d_pixel/ --first-date 2020-01-01 --out tiles/
+python data_prep/main.py timeseries --src stack/ --bands B02,B03,B04,B08 --out tiles/
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.timeseries.region import Region, read_region
+from data_prep.timeseries.units import CLOUDY, RADAR
+from dinov2.data.series import OPTICAL
+
+RATE = 20.0  # megabytes per second: what the estimate of hours assumes
+OPTICAL_BYTES = 2 * (4 + 6 / 4) + 1 / 4  # per pixel of 10 m: four bands of 10 m, six of 20 m, the classes
+RADAR_BYTES = 8
+
+
+def day(text: str) -> str:
+    """An ISO date."""
+    return datetime.date.fromisoformat(text).isoformat()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add = parser.add_argument
+    add("--roi", type=Path, help="region of interest: geojson, shp, gpkg; or a tif whose pixels of value 1 are it")
+    add(
+        "--src",
+        type=Path,
+        help="instead: a folder of d-pixel tiles, or of GeoTIFFs bands/DATE.tif, masks/DATE.tif, ...",
+    )
+    add("--out", "--output-dir", "--output_dir", type=Path, required=True, help="folder of the tiles")
+    for sensor in ("s2", "s1"):
+        add(f"--{sensor}-start", type=day, help="first day, YYYY-MM-DD" + " (default: as s2)" * (sensor == "s1"))
+        add(f"--{sensor}-end", type=day, help="last day, included")
+    add("--catalogue", default="planetary_computer", help="preset, or a YAML file (%(default)s)")
+    add("--bands", default=",".join(OPTICAL), help="optical bands in their order (%(default)s)")
+    add("--cloud", type=float, default=90.0, help="percent above which a scene is left out (%(default)s)")
+    add("--cloudy", default=",".join(map(str, CLOUDY)), help="scene classes that are not clear (%(default)s)")
+    add(
+        "--s2-offset", choices=["auto", "remove", "none"], default="auto", help="of the baseline, by item (%(default)s)"
+    )
+    add("--s1-scale", choices=RADAR, default="db", help="int16 as 100 dB, or doubled as BTFM stores it (%(default)s)")
+    add("--resolution", type=float, default=10.0, help="metres (%(default)s)")
+    add("--crs", help="of the grid (default: the UTM zone of the region's centre)")
+    add("--tile", type=int, default=500, help="pixels per side (%(default)s)")
+    add("--workers", type=int, default=4, help="dates read at a time (%(default)s)")
+    add("--retries", type=int, default=5, help="of a failed request (%(default)s)")
+    add("--first-date", type=day, help="with --src of d-pixel tiles: the day of their first date, which tells the year")
+    add("--dry-run", action="store_true", help="print scenes, gigabytes and hours, then stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare; 1 if a tile failed."""
+    if (args.roi is None) == (args.src is None):
+        raise ValueError("give either --roi (to fetch scenes) or --src (to import what is there)")
+    if args.tile < 1 or args.workers < 1 or args.resolution <= 0:
+        raise ValueError("--tile, --workers and --resolution must be greater than 0")
+    if args.src:
+        from data_prep.timeseries import imports
+
+        return report(imports.run(args), args.out)
+    return fetch(args)
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Tiles of a region from a catalogue."""
+    from data_prep.timeseries.catalogue import Catalogue, optical_scenes, radar_scenes  # an optional extra
+    from data_prep.timeseries.cubes import Builder, Recipe, each_tile
+
+    if not (args.s2_start and args.s2_end) or args.s2_start > args.s2_end:
+        raise ValueError("--roi needs --s2-start and --s2-end, in this order")
+    region = read_region(args.roi, args.resolution, args.crs)
+    catalogue, outline = Catalogue(args.catalogue, args.retries), region.footprint()
+    recipe = Recipe(
+        tuple(args.bands.split(",")), args.resolution, args.s2_offset,
+        tuple(int(c) for c in args.cloudy.split(",") if c), args.s1_scale or "db",
+    )  # fmt: skip
+    if catalogue.optical is None:
+        raise ValueError(f"--catalogue {args.catalogue} has no optical collection")
+    found = catalogue.search(catalogue.optical, outline, args.s2_start, args.s2_end)
+    scenes = optical_scenes(found, args.cloud)
+    if not scenes:
+        raise ValueError(
+            f"{catalogue.url} has no scene of {catalogue.optical.name} over {args.roi} from {args.s2_start} to "
+            f"{args.s2_end} with at most {args.cloud:g} % of clouds ({len(found)} with more)"
+        )
+    s1 = args.s1_start or args.s2_start, args.s1_end or args.s2_end
+    if catalogue.radar:
+        scenes += radar_scenes(catalogue.search(catalogue.radar, outline, *s1))
+    tiles = list(region.tiles(args.tile))
+    print(estimate(region, scenes, len(tiles), args.tile))
+    if args.dry_run:
+        return 0
+    provenance = {
+        "catalogue": catalogue.url, "optical": catalogue.optical.name, "cloud": args.cloud, "tile": args.tile,
+        "radar": catalogue.radar.name if catalogue.radar else None, "s2": [args.s2_start, args.s2_end], "s1": s1,
+    }  # fmt: skip
+    builder = Builder(args.out, region, catalogue, recipe, provenance, args.workers)
+    builder.claim()
+    return report(each_tile(tiles, lambda corners: builder.tile(corners, scenes)), args.out)
+
+
+def estimate(region: Region, scenes: Sequence, tiles: int, size: int) -> str:
+    """Scenes, gigabytes and hours in a sentence."""
+    pixels = region.inside.size
+    optical = [s for s in scenes if s.layer == "bands"]
+    radar = len(scenes) - len(optical)
+    fetched = pixels * (len(optical) * OPTICAL_BYTES + radar * RADAR_BYTES)
+    written = pixels * (len(optical) * 21 + radar * 4)
+    return (
+        f"{len(optical)} optical and {radar} radar dates ({sum(len(s.items) for s in scenes)} scenes) over {tiles} "
+        f"tiles of {size} pixels: about {fetched / 1e9:.2f} GB to fetch and {written / 1e9:.2f} GB to write at most, "
+        f"{fetched / 1e6 / RATE / 3600:.2f} hours at {RATE:g} MB/s"
+    )
+
+
+def report(failed: Sequence[str], out: Path) -> int:
+    """List the failures; the exit code."""
+    for line in failed:
+        print(f"FAILED {line}")
+    print(f"{out}: {'complete' if not failed else f'{len(failed)} tiles failed; run the same command again for them'}")
+    return 1 if failed else 0
