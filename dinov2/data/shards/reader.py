@@ -55,6 +55,14 @@ class ShardSet:
         self.parts, self.checksums, self.only, self.cache = list(parts), checksums, only, cache
         self.counts = np.concatenate([part.samples_with(only) for part in parts])  # [S]
         self._sidecar = lru_cache(maxsize=256)(self._open_sidecar)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the opened sidecars: loader processes open their own."""
+        return {name: value for name, value in vars(self).items() if name != "_sidecar"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._sidecar = lru_cache(maxsize=256)(self._open_sidecar)
         self._ends = np.cumsum([len(part.names) for part in parts])  # [parts] shards up to and with each part
 
     @classmethod
