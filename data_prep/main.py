@@ -19,7 +19,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep import common, folder, majortom, mmearth, pixels, refine, sandbox, terramesh, worldcereal  # noqa: E402
+from data_prep import (  # noqa: E402
+    common,
+    fmow,
+    fmow_sentinel,
+    folder,
+    majortom,
+    mmearth,
+    refine,
+    sandbox,
+    terramesh,
+)
 from data_prep.timeseries import command as timeseries  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.shards import ShardSet, verify  # noqa: E402
@@ -28,11 +38,11 @@ from dinov2.data.stats import Stats  # noqa: E402
 SOURCES = {
     "sandbox": sandbox,
     "folder": folder,
+    "fmow": fmow,
+    "fmow_sentinel": fmow_sentinel,
     "majortom": majortom,
     "mmearth": mmearth,
     "terramesh": terramesh,
-    "pixels": pixels,
-    "worldcereal": worldcereal,
 }
 
 
