@@ -26,9 +26,11 @@ from data_prep import (  # noqa: E402
     folder,
     majortom,
     mmearth,
+    pixels,
     refine,
     sandbox,
     terramesh,
+    worldcereal,
 )
 from data_prep.timeseries import command as timeseries  # noqa: E402
 from dinov2.cli import run  # noqa: E402
@@ -43,6 +45,8 @@ SOURCES = {
     "majortom": majortom,
     "mmearth": mmearth,
     "terramesh": terramesh,
+    "pixels": pixels,
+    "worldcereal": worldcereal,
 }
 
 
