@@ -45,8 +45,9 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """Cells of one group share features, so one rank does them all."""
-        return f"{self.model} {sorted(self.evaluation.dataset.items())}"
+        """Cells of one group are done by one rank: probes share features, a decoder takes its time by itself."""
+        alone = f" {self.evaluation.name} {self.seed}" if self.evaluation.task["name"] == "decoder" else ""
+        return f"{self.model} {sorted(self.evaluation.dataset.items())}{alone}"
 
     def __str__(self) -> str:
         return f"{self.evaluation.name}, {name_of(self.model)}, seed {self.seed}"
@@ -141,6 +142,7 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
         input_size=trial.example["imgs"].shape[-1],
         sizing=trial.joined.sizing,
         chosen=outcome.chosen,
+        curve=outcome.curve,
         n_train=len(rows),
         n_val=len(dataset.splits["val"]),
         ignored=dataset.ignored,

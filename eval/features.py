@@ -13,7 +13,7 @@ from dinov2.data.batch import Batch, View
 from eval.datasets import EvalDataset
 from eval.joining import Join, join
 from eval.networks import Model
-from eval.reading import VIEW, batches, steps
+from eval.reading import VIEW, batches, progress, steps
 from eval.tiling import crop
 
 
@@ -86,7 +86,8 @@ def extract(trial: Trial) -> dict[str, dict[str, Tensor]]:
     pooled: dict[str, dict[str, Tensor]] = {}
     for name in trial.dataset.splits:
         parts: dict[str, list[Tensor]] = {}
-        for batch in trial.batches(name):
+        images = len(trial.dataset.splits[name])
+        for batch in progress(trial.batches(name), f"encoding {images} images", -(-images // trial.batch_size)):
             view = batch.views[VIEW]
             series = trial.dataset.frames > 1
             with torch.autocast(trial.device.type, torch.bfloat16, enabled=trial.device.type == "cuda"):

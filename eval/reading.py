@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from eval.joining import Join
 
 VIEW = "image"  # the name of a full view in a batch
 TARGET = "target"  # ... and of what is to be predicted among its labels
+T = TypeVar("T")
 EPOCH = datetime.date(2000, 1, 1)  # days of a series count from here
 
 
@@ -131,9 +132,10 @@ def as_batch(
     return replace(batch, views={VIEW: view}, labels={TARGET: target}, meta=meta)
 
 
-def quiet() -> bool:
-    """Whether nobody looks at a progress bar."""
-    return distributed.world() > 1 or not sys.stdout.isatty()
+def progress(items: Iterable[T], words: str, total: int) -> Iterable[T]:
+    """``items`` with a bar and the time left on a terminal, where one process works."""
+    quiet = distributed.world() > 1 or not sys.stdout.isatty()
+    return track(items, words, total=total, disable=quiet, transient=True)
 
 
 def batches(
@@ -142,8 +144,7 @@ def batches(
     """The split in its own order, each sample once; see :func:`steps`."""
     rows = [list(range(len(split)))[i : i + batch_size] for i in range(0, len(split), batch_size)]
     seen = 0
-    every = steps(split, joined, device, rows, workers=workers, frames=frames)
-    for groups in track(every, f"reading {len(split)} samples", total=len(rows), disable=quiet(), transient=True):
+    for groups in steps(split, joined, device, rows, workers=workers, frames=frames):
         for batch in groups:
             assert tuple(batch.keys) == split.keys[seen : seen + batch.size], "samples arrived out of order"
             seen += batch.size

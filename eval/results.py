@@ -46,6 +46,7 @@ class Row(TypedDict):
     input_size: int  # pixels
     sizing: str  # what became of the images' size, in words
     chosen: dict[str, Any]  # by validation: pooling, learning rate, epoch
+    curve: dict[str, Any]  # of validation, over the epochs of a decoder
     labels_hash: NotRequired[str]  # of the training samples, where they are a part of the split
     n_train: int
     n_val: int

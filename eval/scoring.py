@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,10 +25,14 @@ LOWER = ("rmse",)  # metrics of which less is better, in the target's unit; all 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task leaves: logits of the test images in their order, batch by batch, and what validation has chosen."""
+    """What a task leaves: logits of the test images in their order, batch by batch, and what validation has chosen.
+
+    ``curve`` is the course of validation of what was chosen.
+    """
 
     logits: Iterable[Tensor]
     chosen: dict[str, Any]
+    curve: dict[str, Any] = field(default_factory=dict)
     trained: tuple[Model, Head] | None = None  # of tasks whose heads can be kept
 
 

@@ -12,13 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from dinov2.data.batch import Batch
 from eval.features import Trial
 from eval.losses import OF_KIND, build_loss
-from eval.reading import TARGET, VIEW, quiet, steps
+from eval.reading import TARGET, VIEW, progress, steps
 from eval.scoring import HEADLINE, Outcome, merit, state
 from eval.tasks.crops import training_crops
 from eval.tasks.encoding import Encoded, Store, encode
@@ -62,7 +61,8 @@ def decoder(trial: Trial, store: Store, rows: Sequence[int], seed: int, options:
     learner.restore(*course.modules(learner))
     metric = HEADLINE[trial.dataset.kind]
     chosen = {"learning_rate": learner.rate, "epoch": -learner.best[1], f"val_{metric}": abs(learner.best[0])}
-    return Outcome(course.predictions(learner.head, "test"), chosen, (course.trial.model, learner.head))
+    curve = {"epoch": [e for e, _ in learner.curve], f"val_{metric}": [abs(m) for _, m in learner.curve]}
+    return Outcome(course.predictions(learner.head, "test"), chosen, curve, (course.trial.model, learner.head))
 
 
 class Course:
@@ -86,8 +86,7 @@ class Course:
         learners = [self.learner(rate, steps) for rate in rates]
         criterion = build_loss(self.loss, distribution=self.shares.tolist() if "weighted" in self.loss else None)
         with torch.random.fork_rng():
-            batches = track(self.training(), "training", total=steps, disable=quiet(), transient=True)
-            for step, encoded in enumerate(batches, 1):
+            for step, encoded in enumerate(progress(self.training(), "training", steps), 1):
                 for learner in learners:
                     learner.step(encoded, criterion, key=self.seed * 1_000_003 + step)
                 epoch, inside = divmod(step, self.per_epoch)
@@ -196,14 +195,16 @@ class Course:
         """See :meth:`encodings`."""
         for batch in self.trial.batches(split):
             with torch.no_grad():
-                yield self.encode(batch, self.trial.joined.window)
+                encoded = self.encode(batch, self.trial.joined.window)
+            yield encoded  # outside: what is done with it may need gradients
 
     def predictions(self, head: Head, split: str) -> Iterator[Tensor]:
         """Logits of a split in its order."""
         self.trial.model.network.eval()
         for encoded in self.encodings(split):
             with torch.inference_mode():
-                yield encoded.predict(head.eval())
+                logits = encoded.predict(head.eval())
+            yield logits
 
     # ---- what only some need
 

@@ -56,7 +56,11 @@ class Encoded:
 
     @classmethod
     def join(cls, parts: list[Encoded]) -> Encoded:
-        """Images of one size together."""
+        """Images of one size together; ValueError where they differ."""
+        sizes = sorted({p.size for p in parts})
+        if len(sizes) > 1:
+            words = " and ".join(f"{h} x {w}" for h, w in sizes[:2])
+            raise ValueError(f"images of {words} pixels cannot be one batch: set task.crop=random, or dataset.size")
         features = [torch.cat(level) for level in zip(*(p.features for p in parts), strict=True)]
         extras: dict[str, Any] = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
         return replace(parts[0], features=features, **extras)
@@ -119,14 +123,22 @@ class Store:
     def get(self, key: tuple[str, ...], images: int, make: Callable[[], Iterator[Encoded]]) -> Iterable[Encoded]:
         """What ``make()`` yields of so many images: a list if it is held from now on, else an iterator.
 
-        ``key`` begins with the model, and only the latest model's encodings are kept: cells come sorted by it.
+        ``key`` is the model, the data, and last the split and the window. Only the latest model's encodings are kept:
+        cells come sorted by it.
         """
         if key not in self.held:
             self.held = {k: v for k, v in self.held.items() if k[0] == key[0]}
             stream = make()
             first = next(stream)
-            used = sum(e.nbytes for held in self.held.values() for e in held)
-            if used + first.nbytes / len(first) * images > self.limit:
+            needed = first.nbytes / len(first) * images
+            if self.used + needed > self.limit:  # room is made by other datasets only: splits of one take turns
+                self.held = {k: v for k, v in self.held.items() if k[:-2] == key[:-2]}
+            if self.used + needed > self.limit:
                 return chain([first], stream)
             self.held[key] = [first, *stream]
         return self.held[key]
+
+    @property
+    def used(self) -> float:
+        """Bytes."""
+        return sum(e.nbytes for held in self.held.values() for e in held)

@@ -81,6 +81,7 @@ class Learner:
         self.schedule = MultiStepLR(self.optimizer, [math.ceil(steps * m) for m in MILESTONES], DECAY)
         self.best: tuple[float, int] = (-math.inf, 0)  # merit, and minus the epoch: of equal ones the first
         self.kept: list[dict[str, Tensor]] = []
+        self.curve: list[tuple[int, float]] = []  # epoch, merit
 
     def step(self, encoded: Encoded, criterion: Callable[[Tensor, Tensor], Tensor], key: int) -> None:
         """Learn from a batch. Dropout depends on ``key`` alone, not on how many heads learn beside this one."""
@@ -98,6 +99,7 @@ class Learner:
 
     def judge(self, merit: float, epoch: int, *modules: nn.Module) -> None:
         """Keep the modules' weights if ``merit`` is the best so far."""
+        self.curve.append((epoch, merit))
         if self.finite and merit > self.best[0]:
             self.best = merit, -epoch
             self.kept = [{k: x.detach().clone() for k, x in m.state_dict().items()} for m in modules]

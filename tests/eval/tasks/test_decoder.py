@@ -1,0 +1,241 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from eval.encoders import load_model
+from eval.features import Trial
+from eval.scoring import score, states_of
+from eval.tasks.decoder import Course, Options, decoder
+from eval.tasks.encoding import Store
+from tests.dense import COUNTS, dataset
+
+VIT = "patch_size=4&img_size=16&embed_dim=32&depth=4&num_heads=2&attn_dim=32&attn_heads=2"
+CPU = torch.device("cpu")
+QUICK = {"decoder": "linear", "epochs": 4, "batch_size": 4, "learning_rates": (1e-2,), "evaluate_every": 2}
+
+
+def trial_of(data, model=f"random:vit_tiny?{VIT}", **options):
+    return Trial.of(load_model(model), data, CPU, **{"batch_size": 4, **options})
+
+
+def run(trial, *, rows=None, store=None, seed=0, **options):
+    rows = range(len(trial.dataset.splits["train"])) if rows is None else rows
+    outcome = decoder(trial, store or Store(1 << 30), rows, seed, Options(**{**QUICK, **options}))
+    return outcome, list(outcome.logits)
+
+
+def value(trial, logits):
+    data = trial.dataset
+    return score(data.kind, states_of(data, "test", logits), len(data.classes))["value"]
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "fcn", "segformer", "upernet", "muster", "unet"])
+def test_every_decoder_learns_blocks_that_a_pixel_tells_apart(name):
+    trial = trial_of(dataset(), f"random:vit_tiny?{VIT}")
+    small = {"fcn": {"channels": 16, "convs": 1}, "segformer": {"channels": 16}, "upernet": {"channels": 16}}
+    small |= {"muster": {"channels": 16, "window": 4, "heads": [8, 4, 2, 1]}, "mlp": {"hidden": [16]}}
+    _, logits = run(trial, decoder=name, decoder_options=small.get(name), epochs=25, learning_rates=(3e-3,))
+    assert value(trial, logits) > 0.7
+
+
+def test_pixels_separate_all_of_them_and_random_maps_stay_at_chance():
+    data = dataset(counts={"train": 24, "val": 8, "test": 24}, size=(8, 8))
+    trial = trial_of(data, "pixelstats")
+    _, logits = run(trial, epochs=20, learning_rates=(0.1,))
+    assert value(trial, logits) == 1.0
+    draw = torch.Generator().manual_seed(0)
+    splits = {
+        name: type(split)(split.keys, None, split.__getitem__, maps_at_random(len(split), draw))
+        for name, split in data.splits.items()
+    }
+    trial = trial_of(dataclasses.replace(data, splits=splits), "pixelstats")
+    _, logits = run(trial, epochs=5)
+    found = score("segmentation", states_of(trial.dataset, "test", logits), 3, resamples=200)
+    accuracy = found["metrics"]["overall_accuracy"]
+    assert abs(accuracy - 1 / 3) < 0.05
+
+
+def maps_at_random(count, draw):
+    maps = torch.randint(3, (count, 8, 8), generator=draw).numpy()
+    return lambda i: maps[i]
+
+
+def weights(model):
+    return {k: x.clone() for k, x in model.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": "random", "crop_size": 8}])
+def test_frozen_means_frozen(options):
+    trial = trial_of(dataset(), "unet?width=4&depth=2")
+    frozen = dataclasses.replace(trial, model=dataclasses.replace(trial.model, role="floor"))  # with batch statistics
+    before = weights(frozen.model)
+    outcome, _ = run(frozen, decoder="unet", **options)
+    after = frozen.model.network.state_dict()
+    assert outcome.trained[0] is frozen.model
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(p.requires_grad for p in frozen.model.network.parameters())
+
+
+@pytest.mark.parametrize("what", ["finetune", "patch_embed"])
+def test_what_is_trained_changes_and_the_callers_encoder_stays(what):
+    trial = trial_of(dataset())
+    before = weights(trial.model)
+    outcome, _ = run(trial, train=what, learning_rates=(1e-3, 1e-2))
+    after = outcome.trained[0].network.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and (what == "finetune" or all("patch_embed" in k for k in changed))
+    assert all(torch.equal(x, trial.model.network.state_dict()[k]) for k, x in before.items())
+
+
+def test_the_encoders_rate_has_its_factor():
+    trial = trial_of(dataset())
+    before = weights(trial.model)
+    outcome, _ = run(trial, train="finetune", encoder_lr=0.0)
+    assert all(torch.equal(x, outcome.trained[0].network.state_dict()[k]) for k, x in before.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"crop": "random", "crop_size": 8}, {"decoder": "fcn", "decoder_options": {"channels": 8, "convs": 1}}],
+)
+def test_heads_side_by_side_are_those_that_learn_alone(options):
+    trial, rates = trial_of(dataset()), (1e-3, 1e-2, 3e-2)
+    together = Course(trial, Store(0), range(12), 3, Options(**{**QUICK, **options}), "frozen")
+    learners = race(together, rates)
+    for rate, learner in zip(rates, learners, strict=True):
+        alone = Course(trial, Store(0), range(12), 3, Options(**{**QUICK, **options}), "frozen")
+        (single,) = race(alone, [rate])
+        assert single.curve == learner.curve
+        for a, b in zip(single.head.parameters(), learner.head.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def race(course, rates):
+    learners = []
+    make = course.learner
+    course.learner = lambda rate, steps: learners.append(make(rate, steps)) or learners[-1]
+    course.run(rates)
+    return learners
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"neck": "ltae", "neck_options": {"heads": 4}}, {"crop": "random", "crop_size": 8}]
+)
+def test_what_is_kept_in_memory_changes_nothing(options):
+    data = dataset(frames=3) if "neck" in options else dataset()
+    trial = trial_of(data)
+    kept, without = Store(1 << 30), Store(0)
+    (a, x), (b, y) = (run(trial, store=store, **options) for store in (kept, without))
+    assert a.chosen == b.chosen and all(torch.allclose(p, q, atol=1e-5) for p, q in zip(x, y, strict=True))
+    assert {key[-2] for key in kept.held} == {"val", "test"} | (set() if "crop" in options else {"train"})
+    assert not without.held
+
+
+def test_the_best_by_validation_is_tested_and_ties_go_to_the_first():
+    trial = trial_of(dataset(), "pixelstats")
+    outcome, logits = run(trial, epochs=10, learning_rates=(1e-9, 0.1, 0.2))
+    assert outcome.chosen["learning_rate"] == 0.1 and outcome.chosen["epoch"] < 10
+    curve = outcome.curve["val_miou"]
+    assert outcome.chosen["val_miou"] == max(curve) and outcome.curve["epoch"] == [2, 4, 6, 8, 10]
+    assert value(trial, logits) == 1.0
+
+
+def test_a_rate_that_diverges_leaves_the_race_and_all_of_them_end_it():
+    trial = trial_of(dataset("regression"), "pixelstats")
+    outcome, _ = run(trial, learning_rates=(1e30, 1e-2))
+    assert outcome.chosen["learning_rate"] == 1e-2
+    with pytest.raises(FloatingPointError, match=r"learning_rates \[1e\+30\]: the loss was not finite"):
+        run(trial, learning_rates=(1e30,))
+
+
+def test_poisoned_test_maps_change_nothing_that_is_chosen():
+    data = dataset()
+    test = data.splits["test"]
+    poisoned = type(test)(test.keys, None, test.__getitem__, lambda i: (test.target(i) + 1) % 3)
+    one, two = (trial_of(d) for d in (data, dataclasses.replace(data, splits={**data.splits, "test": poisoned})))
+    (a, x), (b, y) = run(one, learning_rates=(1e-3, 1e-2)), run(two, learning_rates=(1e-3, 1e-2))
+    assert a.chosen == b.chosen and a.curve == b.curve
+    assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
+    assert value(one, x) != value(two, y)
+
+
+def test_values_are_predicted_in_their_unit():
+    for dense, name in ((True, "linear"), (False, "linear_classifier")):
+        trial = trial_of(dataset("regression", dense=dense), "pixelstats")
+        outcome, logits = run(trial, decoder=name, epochs=40, learning_rates=(0.03,))
+        assert value(trial, logits) < 1.0  # metres; they run from 0 to 20
+        assert outcome.chosen["val_rmse"] == pytest.approx(min(outcome.curve["val_rmse"]))
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+def test_labels_of_images_by_a_decoder(kind):
+    trial = trial_of(dataset(kind, dense=False, counts={"train": 40, "val": 20, "test": 20}), "pixelstats")
+    _, logits = run(trial, decoder="linear_classifier", epochs=60, learning_rates=(0.3,))
+    assert logits[0].shape == (4, 3) and value(trial, logits) > (0.6 if kind == "classification" else 0.8)
+
+
+@pytest.mark.parametrize("neck", ["ltae", "linear"])
+def test_series_of_different_length(neck):
+    trial = trial_of(dataset(frames=3))
+    options = {"heads": 4} if neck == "ltae" else None
+    _, logits = run(trial, neck=neck, neck_options=options, epochs=20)
+    assert value(trial, logits) > 0.7
+
+
+@pytest.mark.parametrize(("neck", "loss"), [("difference", "bce"), ("concat", "cross_entropy")])
+def test_change_between_two_images(neck, loss):
+    trial = trial_of(dataset(frames=2, pair=True), "pixelstats")
+    _, logits = run(trial, neck=neck, loss=loss, epochs=30, learning_rates=(0.1,))
+    assert logits[0].shape[1] == (1 if loss == "bce" else 2) and value(trial, logits) > 0.95
+
+
+def test_unet_is_trained_whole_whatever_is_said():
+    trial = trial_of(dataset(), "unet?width=4&depth=2")
+    outcome, logits = run(trial, decoder="unet", train="frozen", epochs=20)
+    before, after = trial.model.network.state_dict(), outcome.trained[0].network.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    assert value(trial, logits) > 0.8
+
+
+def test_few_rows_are_all_that_is_learnt_from():
+    data = dataset()
+    train = data.splits["train"]
+    seen = set()
+
+    def target(i):
+        seen.add(i)
+        return train.target(i)
+
+    watched = type(train)(train.keys, None, train.__getitem__, target)
+    trial = trial_of(dataclasses.replace(data, splits={**data.splits, "train": watched}))
+    seen.clear()
+    run(trial, rows=[1, 5, 7], crop="random", crop_size=8, loss="weighted_cross_entropy")
+    assert seen == {1, 5, 7}
+
+
+def test_windows_cover_images_of_several_sizes():
+    sizes = [(16, 24), (16, 24), (24, 16), (40, 16), (16, 16)]
+    data = dataset(sizes=sizes, counts=dict.fromkeys(COUNTS, 5))
+    trial = trial_of(data, sizing="tile")
+    assert trial.joined.window == 16
+    _, logits = run(trial, crop="focus", epochs=40)
+    assert [tuple(x.shape[2:]) for x in logits] == [(16, 24), (24, 16), (40, 16), (16, 16)]
+    assert value(trial, logits) > 0.6
+    with pytest.raises(ValueError, match="cannot be one batch: set task.crop=random"):
+        run(trial_of(data), batch_size=5)
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_another():
+    trial = trial_of(dataset())
+    options = {"crop": "random", "crop_size": 8}
+    (_, a), (_, b), (_, c) = (run(trial, seed=seed, **options) for seed in (1, 1, 2))
+    assert torch.equal(a[0], b[0]) and not torch.equal(a[0], c[0])
+
+
+def test_a_deep_copy_of_the_encoder_learns_alone():
+    trial = trial_of(dataset())
+    twin = dataclasses.replace(trial, model=copy.deepcopy(trial.model))
+    (_, a), (_, b) = (run(t, train="finetune") for t in (trial, twin))
+    assert torch.equal(a[0], b[0])
