@@ -11,10 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from dinov2.models.state import build_loaded
-from dinov2.models.zoo import croma, dinov2, dofa, panopticon, prithvi, satmae, scalemae, spectralgpt, ssl4eo
+from dinov2.models.zoo import (
+    croma,
+    dinov2,
+    dinov3,
+    dofa,
+    panopticon,
+    prithvi,
+    remoteclip,
+    satmae,
+    scalemae,
+    spectralgpt,
+    ssl4eo,
+)
 from dinov2.models.zoo.release import Release, flatten
 
-MODELS = (dinov2, panopticon, dofa, croma, prithvi, scalemae, ssl4eo, spectralgpt, satmae)
+MODELS = (dinov2, panopticon, dofa, croma, prithvi, scalemae, ssl4eo, spectralgpt, satmae, remoteclip, dinov3)
 ZOO: dict[str, Release] = {name: release for model in MODELS for name, release in model.RELEASES.items()}
 
 Weights = str | Path | dict[str, Any] | None

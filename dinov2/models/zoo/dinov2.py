@@ -47,8 +47,9 @@ def marks(registers: bool, flat: State) -> bool:
     """Whether these tensors are a DINOv2 model's, with registers or without: a patch convolution and LayerScale."""
     proj = named(flat, "patch_embed.proj.weight")
     convolved = proj is not None and proj.ndim == 4
-    scaled, extra = (any(key.endswith(mark) for key in flat) for mark in ("ls1.gamma", "register_tokens"))
-    return convolved and scaled and extra == registers
+    ends = ("ls1.gamma", "register_tokens", "rope_embed.periods")  # the last: DINOv3
+    scaled, extra, rotary = (any(key.endswith(end) for key in flat) for end in ends)
+    return convolved and scaled and extra == registers and not rotary
 
 
 def expects(size: str) -> Expects:

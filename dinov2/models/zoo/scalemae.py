@@ -47,7 +47,7 @@ def convert(content: Any) -> Converted:
 def marks(flat: State) -> bool:
     """Whether these tensors are Scale-MAE's: RGB, and no positions (its encoder computes them) or its own decoder."""
     proj = named(flat, "patch_embed.proj.weight")
-    plain = proj is not None and proj.ndim == 4 and proj.shape[1] == 3
+    plain = proj is not None and proj.ndim == 4 and proj.shape[1] == 3 and named(flat, "rope_embed.periods") is None
     return plain and (named(flat, "pos_embed") is None or named(flat, "mask_token_decoder") is not None)
 
 

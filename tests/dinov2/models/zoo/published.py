@@ -25,6 +25,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "SSL4EO-S12 MoCo": VIT,
     "SpectralGPT": VIT,
     "SatMAE": {**VIT, "channel_embed": 8},
+    "RemoteCLIP": VIT,
+    "DINOv3": VIT,
 }
 BY_WAVELENGTH = ("DOFA", "Panopticon")
 # our CROMA names -> released ones, written down independently of the loader's table
@@ -47,6 +49,7 @@ CROMA = (
 )
 
 
+@torch.no_grad()
 def tiny(name: str, weights: Any = "random", **sizes: Any) -> Any:
     """A small model ``name``; random weights depend on the name alone."""
     torch.manual_seed(sum(map(ord, name)))
@@ -54,6 +57,9 @@ def tiny(name: str, weights: Any = "random", **sizes: Any) -> Any:
     if weights == "random":
         for p in model.parameters():
             nn.init.normal_(p, std=0.2)
+        if name.startswith("dinov3"):  # released without biases of keys
+            for block in model.blocks:
+                block.attn.qkv.bias.chunk(3)[1].zero_()
     return model
 
 
@@ -70,6 +76,23 @@ def example(name: str, height: int = 32, width: int = 32, device: str = "cpu") -
     if ZOO[name].family not in BY_WAVELENGTH:
         return imgs
     return {"imgs": imgs, "chn_ids": torch.tensor([[665, 560, 490]], device=device).repeat(2, 1)}
+
+
+# our RemoteCLIP names -> released ones
+CLIP = (
+    (r"^cls_token$", "class_embedding"),
+    (r"^pos_embed$", "positional_embedding"),
+    (r"^patch_embed\.proj\.", "conv1."),
+    (r"^norm_pre\.", "ln_pre."),
+    (r"^norm\.", "ln_post."),
+    (r"^projection\.weight$", "proj"),
+    (r"^blocks\.", "transformer.resblocks."),
+    (r"\.norm(\d)\.", r".ln_\1."),
+    (r"attn\.qkv\.", "attn.in_proj_"),
+    (r"attn\.proj\.", "attn.out_proj."),
+    (r"mlp\.fc1\.", "mlp.c_fc."),
+    (r"mlp\.fc2\.", "mlp.c_proj."),
+)
 
 
 def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,6 +119,32 @@ def croma_file(state: dict[str, Tensor]) -> dict[str, Any]:
         top, _, rest = key.partition(".")
         nested.setdefault(top, {})[rest] = value.flatten(1) if rest.startswith("linear_input.w") else value
     return nested
+
+
+def clip_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Image and text encoder under OpenCLIP's names."""
+    shapes = {"cls_token": lambda v: v.flatten(), "pos_embed": lambda v: v[0], "projection.weight": lambda v: v.T}
+    image = {}
+    for key, value in state.items():
+        name = key
+        for ours, theirs in CLIP:
+            name = re.sub(ours, theirs, name)
+        image[f"visual.{name}"] = shapes.get(key, lambda v: v)(value)
+    one = next(iter(state.values())).new_ones(1)
+    text = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "ln_final.weight",
+            "transformer.resblocks.0.ln_1.weight")  # fmt: skip
+    return {**image, **dict.fromkeys(text, one)}
+
+
+def dinov3_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With registers under their released name, and biases of keys behind a mask."""
+    out = {k.replace("register_tokens", "storage_tokens"): v for k, v in state.items()}
+    for key in [k for k in out if k.endswith("qkv.bias")]:
+        keys = torch.ones_like(out[key])
+        keys[len(keys) // 3 : 2 * len(keys) // 3] = 0
+        out |= {f"{key}_mask": keys, key: out[key] * keys + (1 - keys)}
+    norm = {f"local_cls_norm.{end}": out[f"norm.{end}"] for end in ("weight", "bias")}
+    return {**out, **norm, "mask_token": out["cls_token"][0]}
 
 
 def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -125,4 +174,8 @@ def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
         return {"model": {**split(state, r"attn\.qkv", ("attn.q", "attn.k", "attn.v")), **decoder}}
     if family == "SatMAE":
         return {"model": {**state, **decoder, "decoder_channel_embed": one}}
+    if family == "RemoteCLIP":
+        return clip_file(state)
+    if family == "DINOv3":
+        return dinov3_file(state)
     return {**state, "mask_token": torch.ones(1, 32, device=one.device)}
