@@ -54,6 +54,7 @@ class ShardSet:
     ) -> None:
         self.parts, self.checksums, self.only, self.cache = list(parts), checksums, only, cache
         self.counts = np.concatenate([part.samples_with(only) for part in parts])  # [S]
+        self._ends = np.cumsum([len(part.names) for part in parts])  # [parts] shards up to and with each part
         self._sidecar = lru_cache(maxsize=256)(self._open_sidecar)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +64,6 @@ class ShardSet:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._sidecar = lru_cache(maxsize=256)(self._open_sidecar)
-        self._ends = np.cumsum([len(part.names) for part in parts])  # [parts] shards up to and with each part
 
     @classmethod
     def open(
