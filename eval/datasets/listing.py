@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def _regex(text: str, known: Mapping[str, str]) -> re.Pattern[str]:
         seen.add(name)
         end = match.end()
     return re.compile(out + re.escape(text[end:]))
+
+
+def take(columns: Columns, rows: Sequence[int]) -> Columns:
+    """These rows."""
+    return {name: [column[i] for i in rows] for name, column in columns.items()}
 
 
 def scan(root: Path, pattern: Pattern) -> tuple[Columns, list[Path]]:

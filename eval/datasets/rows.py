@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import floor
 from pathlib import Path
 from typing import Any
 
 from data_prep.common import slug
 from eval.datasets.layers import Layer
-from eval.datasets.listing import Columns, Pattern, scan
+from eval.datasets.listing import Columns, Pattern, scan, take
 from eval.datasets.source import tile_of
 from eval.datasets.splits import divide, listed, read_table
 from eval.datasets.targets import MapReader
@@ -156,8 +156,3 @@ def known(columns: Columns, name: str) -> str:
 def row(columns: Columns, i: int) -> dict[str, Any]:
     """Row ``i``."""
     return {name: column[i] for name, column in columns.items()}
-
-
-def take(columns: Columns, rows: Sequence[int]) -> Columns:
-    """These rows."""
-    return {name: [column[i] for i in rows] for name, column in columns.items()}

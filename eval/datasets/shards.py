@@ -1,17 +1,23 @@
-"""Any shard set whose samples carry an integer label."""
+"""Any shard set whose samples carry a label: a class or a value, or a map of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+import torch
 
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import ShardSet
 from dinov2.env import expand
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
+from eval.datasets.listing import Columns, take
+from eval.datasets.splits import divide
+from eval.datasets.targets import MapReader, Target
 
 
 def shards(
@@ -30,95 +36,96 @@ def shards(
     size: int | None = None,
     ignore: tuple[int, ...] = (-1,),
     classes: list[str] | None = None,
+    pair: bool = False,
 ) -> EvalDataset:
-    """Classification of whole samples by ``labels[label]``; ``title`` names it in tables (None: ``FOLDER/label``).
+    """The task of ``labels[label]``; ``title`` names it in tables (None: ``FOLDER/label``).
 
+    What the set says about the label decides: a class or a number that is described as a scalar (regression), a mask
+    with classes (segmentation) or with a unit (regression); ``pair`` says that the two dates are before and after.
     The training samples lie in ``root``. Validation and test samples lie in ``val_root`` and ``test_root``; a split
     without a root of its own is cut from ``root``: by the field ``split_by`` (``key`` or ``meta.NAME``), whose values
     are listed in ``test`` and ``val``, or taken in the order of a hash where these are fractions. Samples that share a
     value are never separated, so a field that names the place keeps neighbours together. ``val_by`` is another field
     for validation: whole scenes may be held out for test and single chips of the others for validation.
     ``images`` are image keys or sensor names (None: all of the set). Samples without the label, or with one of
-    ``ignore``, are left out and counted.
+    ``ignore``, are left out and counted; in masks the ignored number of the set's description is no label.
     """
     roots = {"train": root, "val": val_root, "test": test_root}
     sets = {name: ShardSet.open(expand(path)) for name, path in roots.items() if path}
     specs = chosen_specs({key: found[0] for key, found in sets["train"].images.items()}, images, bands)
     check_same_bands(sets, specs)
+    info = sets["train"].labels.get(label, {})
     parts = {name: part for name, part in (("test", test), ("val", val)) if name not in sets}
-    check_shares(parts)
     fields = {"test": split_by, "val": val_by or split_by}
-    places: dict[str, list[Place]] = {name: [] for name in SPLITS}
-    ignored = 0
-    for owner, source in sets.items():
-        cut_by = [fields[name] for name in parts] if owner == "train" else []
-        for place, sample in walk(source, specs):
-            value = label_value(sample, label, owner)
-            if value is None or value in ignore:
-                ignored += 1
-            else:
-                found = {field: str(field_value(sample, field)) for field in cut_by}
-                places[owner].append(Place(sample.key, value, *place, found))
-    totals = {field: len({p.fields[field] for p in places["train"]}) for field in (fields[name] for name in parts)}
-    for name, part in parts.items():  # test first
-        places[name], places["train"] = cut(places["train"], fields[name], part, totals[fields[name]])
-    if not any(places.values()):
-        raise ValueError(f"no sample of {root} has the label {label!r}; it has {', '.join(sorted(sample.labels))}")
-    splits = {name: split_of(sets.get(name, sets["train"]), found, specs) for name, found in places.items()}
-    names = class_names(sets["train"], label, classes, max(p.label for found in places.values() for p in found))
-    digest = hashlib.sha256(repr([(n, s.digest) for n, s in sets.items()]).encode()).hexdigest()[:12]
-    title = title or f"{Path(root).name}/{label}"
-    return EvalDataset(title, names, splits, specs, tuple(bands) if bands else None, size, digest, ignored)
+    tables = {name: table(source, label, info, specs, [fields[p] for p in parts]) for name, source in sets.items()}
+    total = sum(len(t["key"]) for t in tables.values())
+    tables = {name: with_label(t, ignore) for name, t in tables.items()}
+    values = [value for t in tables.values() for value in t["value"]]
+    if not values:
+        first = sets["train"].read(0, 0, images={specs[0].key}, labels=())
+        raise ValueError(f"no sample of {root} has the label {label!r}; it has {', '.join(sorted(first.labels))}")
+    rows = divide(tables["train"], parts, fields)
+    tables |= {name: take(tables["train"], rows[name]) for name in rows}
+    kind = kind_of(info)
+    names = tuple(
+        classes or info.get("classes") or ([label] if kind == "regression" else map(str, range(max(values) + 1)))
+    )
+    target = Target(ignore=[info["ignore"]] if "ignore" in info else [])
+    maps = MapReader(Path(root), target, names if kind == "segmentation" else None)
+    splits = {}
+    for name in SPLITS:
+        held, shown = tables[name], {spec.key for spec in specs}
+        places = list(zip(held["shard"], held["number"], strict=True))
+        source = Source(sets.get(name, sets["train"]), places, shown, label, maps)
+        if info.get("kind") == "mask":
+            splits[name] = Split(held["key"], None, source.sample, source.map)
+        else:
+            labels = torch.tensor(held["value"], dtype=torch.float32 if kind == "regression" else torch.int64)
+            splits[name] = Split(held["key"], labels, source.sample)
+    return EvalDataset(
+        name=title or f"{Path(root).name}/{label}",
+        classes=names,
+        splits=splits,
+        specs=specs,
+        bands=tuple(bands) if bands else None,
+        size=size,
+        data_hash=hashlib.sha256(repr([(n, s.digest) for n, s in sets.items()]).encode()).hexdigest()[:12],
+        ignored=total - len(values),
+        kind=kind,
+        unit=info.get("unit", ""),
+        frames=max(frames for t in tables.values() for frames in t["frames"]),
+        pair=pair,
+    )
 
 
-class Place(NamedTuple):
-    """A labelled sample and where it is stored."""
-
-    key: str
-    label: int
-    shard: int
-    number: int
-    fields: Mapping[str, str]  # by which splits are cut
+def kind_of(info: Mapping[str, Any]) -> str:
+    """The kind of task that a label's description makes."""
+    if info.get("kind") == "scalar" or "unit" in info:
+        return "regression"
+    return "segmentation" if info.get("kind") == "mask" else "classification"
 
 
-def walk(source: ShardSet, specs: Sequence[ImageSpec]) -> Iterator[tuple[tuple[int, int], Sample]]:
-    """Every sample's place and labels; of its pixels only the coarsest image is read."""
+def table(
+    source: ShardSet, label: str, info: Mapping[str, Any], specs: Sequence[ImageSpec], fields: Sequence[str]
+) -> Columns:
+    """A row per sample: its key, ``value`` (None: it has none; of masks 0) and place; of pixels the coarsest image."""
     coarsest = max(specs, key=lambda spec: spec.gsd_m).key
+    out: Columns = {name: [] for name in ("key", "value", "shard", "number", "frames", *fields)}
     for shard, count in enumerate(source.counts):
-        for index in range(int(count)):
-            yield (shard, index), source.read(shard, index, images={coarsest}, labels=())
+        for number in range(int(count)):
+            sample = source.read(shard, number, images={coarsest}, labels=())
+            value = 0 if info.get("kind") == "mask" else label_value(sample, label, scalar=info.get("kind") == "scalar")
+            image = sample.images[coarsest]
+            row = {"key": sample.key, "value": value, "shard": shard, "number": number}
+            row["frames"] = len(image) if image.ndim == 4 else 1
+            for name, entry in (row | {field: str(field_value(sample, field)) for field in fields}).items():
+                out[name].append(entry)
+    return out
 
 
-def split_of(source: ShardSet, places: Sequence[Place], specs: Sequence[ImageSpec]) -> Split:
-    """These samples with the images that are shown."""
-    reader = Reader(source, [(p.shard, p.number) for p in places], {spec.key for spec in specs})
-    return Split([p.key for p in places], [p.label for p in places], reader)
-
-
-def check_shares(parts: Mapping[str, Any]) -> None:
-    """ValueError where ``test`` or ``val`` is neither a list nor a fraction, or fractions leave nothing."""
-    shares = {name: part for name, part in parts.items() if not isinstance(part, list)}
-    if not all(isinstance(x, int | float) and 0 <= x < 1 for x in shares.values()) or sum(shares.values()) >= 1:
-        given = " and ".join(f"dataset.{name} {part!r}" for name, part in shares.items())
-        raise ValueError(f"{given}: give lists of values, or fractions from 0 with a sum below 1")
-
-
-def cut(places: Sequence[Place], field: str, part: list[Any] | float, total: int) -> tuple[list[Place], list[Place]]:
-    """(the places whose ``field`` has one of the chosen values, the others).
-
-    Chosen are the values listed in ``part``, or the share ``part`` of ``total`` (at least one), in the order of a hash.
-    """
-    values = sorted({p.fields[field] for p in places}, key=lambda v: hashlib.sha256(v.encode()).hexdigest())
-    if isinstance(part, list):
-        chosen = set(map(str, part))
-    else:
-        chosen = set(values[: max(1, round(part * total))] if part else [])
-    if values and chosen.issuperset(values):
-        raise ValueError(
-            f"dataset.split_by: {len(values)} values of {field!r} are too few to divide; name a field with more, "
-            "or dataset.split_by=key for single samples"
-        )
-    return [p for p in places if p.fields[field] in chosen], [p for p in places if p.fields[field] not in chosen]
+def with_label(table: Columns, ignore: Sequence[int]) -> Columns:
+    """The rows that have one."""
+    return take(table, [i for i, value in enumerate(table["value"]) if value is not None and value not in ignore])
 
 
 def field_value(sample: Sample, by: str) -> Any:
@@ -132,13 +139,11 @@ def field_value(sample: Sample, by: str) -> Any:
     return sample.meta[name]
 
 
-def label_value(sample: Sample, label: str, owner: str) -> int | None:
-    """The sample's integer label, None where it has none."""
+def label_value(sample: Sample, label: str, scalar: bool) -> int | float | None:
+    """The sample's class, or value if the label is a ``scalar``; None where it has none."""
     value = sample.labels.get(label)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(
-            f"dataset.label {label!r} of sample {sample.key!r} ({owner}) is {value!r}, not an integer class"
-        )
+    if value is not None and not scalar and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"dataset.label {label!r} of sample {sample.key!r} is {value!r}, not an integer class")
     return value
 
 
@@ -151,20 +156,23 @@ def check_same_bands(sets: Mapping[str, ShardSet], specs: Sequence[ImageSpec]) -
                 raise ValueError(f"dataset.{owner}_root has no image {spec.key} with the bands {', '.join(spec.bands)}")
 
 
-def class_names(source: ShardSet, label: str, given: Sequence[str] | None, highest: int) -> tuple[str, ...]:
-    """Names from the config, else from the shard set, else the numbers."""
-    stored = source.labels.get(label, {}).get("classes")
-    return tuple(given or stored or (str(i) for i in range(highest + 1)))
-
-
 @dataclass(frozen=True)
-class Reader:
-    """``reader(i)``: the i-th sample with the images that are shown; loader processes can pickle it."""
+class Source:
+    """The samples of one split with the images that are shown; loader processes can pickle it."""
 
-    source: ShardSet
-    addresses: list[tuple[int, int]]
+    shards: ShardSet
+    places: list[tuple[int, int]]
     images: set[str]
+    label: str
+    maps: MapReader
 
-    def __call__(self, i: int) -> Sample:
-        """Read sample ``i``."""
-        return self.source.read(*self.addresses[i], images=self.images, labels=())
+    def sample(self, i: int) -> Sample:
+        """Sample ``i`` without its label maps."""
+        return self.shards.read(*self.places[i], images=self.images, labels=())
+
+    def map(self, i: int) -> np.ndarray:
+        """The map ``[H, W]`` of sample ``i``."""
+        sample = self.shards.read(*self.places[i], images={min(self.images)}, labels={self.label})
+        if self.label not in sample.labels:
+            raise ValueError(f"sample {sample.key!r} has no label {self.label!r}; prepare the set again")
+        return self.maps.translated(sample.labels[self.label], sample.key)

@@ -65,7 +65,7 @@ class MapReader:
             )
         window, number = tile and tile.on(1), values.get("n", 0)
         stored = stores.read(path, [self.target.channel], window, self.target.axes, number)[0]
-        return self.values(stored) if self.classes is None else self.numbers(stored, path)
+        return self.translated(stored, path)
 
     def touched(self, values: Mapping[str, Any], tile: Tile | None, grid: Header) -> bool:
         """Whether a polygon touches a sample."""
@@ -85,12 +85,16 @@ class MapReader:
         background = IGNORE if self.target.background is None else self.classes.index(self.target.background)
         return draw(shapes, [table.get(label, IGNORE) for label in labels], place, shape, background)
 
+    def translated(self, stored: np.ndarray, where: Path | str) -> np.ndarray:
+        """Classes or values of the numbers stored ``where``."""
+        return self.values(stored) if self.classes is None else self.numbers(stored, where)
+
     def values(self, stored: np.ndarray) -> np.ndarray:
         """float32, NaN where there is no value."""
         missing = np.isin(stored, self.target.ignore) | ~np.isfinite(stored)
         return np.where(missing, np.nan, stored * np.float32(self.target.scale)).astype(np.float32)
 
-    def numbers(self, stored: np.ndarray, path: Path) -> np.ndarray:
+    def numbers(self, stored: np.ndarray, where: Path | str) -> np.ndarray:
         """int64 class numbers, IGNORE where there is no label."""
         codes, numbers = self.table
         found, inverse = np.unique(stored, return_inverse=True)
@@ -99,7 +103,7 @@ class MapReader:
         missing = np.isin(found, self.target.ignore) | np.isnan(found)
         if not (known | missing).all() and not self.target.ignore_other:
             raise ValueError(
-                f"{path} has the label {found[~(known | missing)][0]:g}, which is no class "
+                f"{where} has the label {found[~(known | missing)][0]:g}, which is no class "
                 f"({', '.join(f'{c:g}' for c in codes)}) nor ignored; correct target.codes or target.ignore"
             )
         return np.where(known & ~missing, numbers[place], IGNORE)[inverse].reshape(stored.shape)

@@ -1,9 +1,12 @@
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
+from data_prep.main import main as prepare
+from dinov2.data.shards import ShardSet, write_shards
 from dinov2.data.stats import Normalisation, image_stats, merge_stats
 from eval.datasets import build_dataset
 
@@ -126,3 +129,51 @@ def test_splits_travel_to_loader_processes(shards):
 def test_bad_input(shards, changes, message):
     with pytest.raises(ValueError, match=message):
         build_dataset(options(shards, **changes))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twelve samples of the sandbox world at two dates."""
+    out = tmp_path_factory.mktemp("world")
+    given = ["--samples", "12", "--sensors", "sentinel2_l2a", "--chip-m", "240", "--dates", "2"]
+    prepare(["sandbox", "--out", str(out), *given])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "classes"),
+    [
+        ("landcover", "segmentation", ("water", "forest", "meadow", "crop", "bare", "built")),
+        ("canopy_height", "regression", ("canopy_height",)),
+        ("change", "segmentation", ("unchanged", "changed")),
+    ],
+)
+def test_maps_of_the_sandbox(world, label, kind, classes):
+    dataset = build_dataset({"name": "shards", "root": str(world), "label": label, "pair": label == "change"})
+    assert (dataset.kind, dataset.classes, dataset.frames, dataset.pair) == (kind, classes, 2, label == "change")
+    stored = {s.key: s for s in (ShardSet.open(world).read(0, i) for i in range(12))}
+    for split in dataset.splits.values():
+        for i, key in enumerate(split.keys):
+            np.testing.assert_array_equal(split.target(i), stored[key].labels[label])
+            assert split.target(i).dtype == (np.int64 if kind == "segmentation" else np.float32)
+            assert split[i].images["sentinel2_l2a-10m"].shape == (2, 4, 24, 24)
+
+
+def test_a_value_per_sample_of_the_sandbox(world):
+    dataset = build_dataset({"name": "shards", "root": str(world), "label": "mean_canopy_height"})
+    assert (dataset.kind, dataset.unit) == ("regression", "metre")
+    train = dataset.splits["train"]
+    expected = [train[i].labels["mean_canopy_height"] for i in range(len(train))]
+    assert torch.equal(train.labels, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_the_ignored_number_of_a_mask_is_no_label(tmp_path, tools):
+    rng = np.random.default_rng(0)
+    masks = [rng.choice([0, 1, 255], (16, 16)).astype(np.uint8) for _ in range(12)]
+    samples = [dataclasses.replace(s, labels={"m": mask}) for s, mask in zip(tools.samples(12), masks, strict=True)]
+    info = {"m": {"kind": "mask", "classes": ["a", "b"], "ignore": 255}}
+    write_shards(samples, tmp_path / "w", samples_per_shard=4, labels=info)
+    train = build_dataset({"name": "shards", "root": str(tmp_path / "w"), "label": "m"}).splits["train"]
+    for i, key in enumerate(train.keys):
+        mask = masks[int(key[1:])]
+        np.testing.assert_array_equal(train.target(i), np.where(mask == 255, -1, mask.astype(int)))
