@@ -1,6 +1,7 @@
 """Everything ``--model-obj`` accepts, as one object: features of a standardised view.
 
-runs/vit_small             a run folder (its model_final.safetensors), a folder of run folders, a glob
+runs/vit_small             a run folder (its model_final.safetensors, or as DINOv2 and Panopticon write it .pth),
+                           a folder of run folders, a glob
 path/encoder.safetensors   an exported encoder
 path/step-00001000.pt      a checkpoint of a run, finished or not
 path/model_final.pth       a file of the zoo's models in any layout that DINOv2 or Panopticon write, found by its keys
@@ -35,7 +36,7 @@ from eval.networks import Model, PixelStats, Transformer
 from eval.released import is_released, options, released, released_name, released_parts
 from eval.users import users_encoder
 
-FINAL = "model_final.safetensors"
+FINALS = ("model_final.safetensors", "model_final.pth")  # ours; that of DINOv2 and Panopticon
 ENCODERS = (".safetensors", ".pt", ".pth")  # files that a glob finds
 
 
@@ -98,7 +99,7 @@ def home_of(obj: str) -> Path | None:
 
 def model_file(obj: str) -> Path:
     """The encoder file that a run folder or a file name means."""
-    path = Path(obj) / FINAL if Path(obj).is_dir() else Path(obj)
+    path = (final_of(Path(obj)) or Path(obj) / FINALS[0]) if Path(obj).is_dir() else Path(obj)
     if obj in ZOO:
         raise ValueError(f"model {obj!r}: say which weights, as {obj}@FILE, {obj}@download or {obj}@random")
     if not path.is_file():
@@ -107,6 +108,11 @@ def model_file(obj: str) -> Path:
             f"checkpoint, NAME@FILE for a released one or one of {', '.join(KINDS)}"
         )
     return path.resolve()
+
+
+def final_of(folder: Path) -> Path | None:
+    """The encoder file of a finished run's folder; None where ``folder`` is none."""
+    return next((path for path in (folder / final for final in FINALS) if path.is_file()), None)
 
 
 def random_floor(target: str, seed: int) -> Model:
@@ -145,10 +151,10 @@ def expand_models(text: str) -> list[str]:
         if is_released(part) or split(part)[0]:
             out.append(part)
         elif any(c in part for c in "*?["):
-            found = [str(p) for p in map(Path, sorted(glob(part))) if p.suffix in ENCODERS or (p / FINAL).is_file()]
+            found = [str(p) for p in map(Path, sorted(glob(part))) if p.suffix in ENCODERS or final_of(p)]
             out += found or missing(part)
-        elif Path(part).is_dir() and not (Path(part) / FINAL).is_file():
-            out += [str(p.parent) for p in sorted(Path(part).rglob(FINAL))] or missing(part)
+        elif Path(part).is_dir() and not final_of(Path(part)):
+            out += sorted({str(p.parent) for final in FINALS for p in Path(part).rglob(final)}) or missing(part)
         else:
             out.append(part)
     if not out:
@@ -161,4 +167,4 @@ def missing(part: str) -> list[str]:
     checkpoints = sorted(Path(part).glob("checkpoints/step-*.pt"))
     if checkpoints:
         raise ValueError(f"--model-obj {part!r} is not finished; evaluate one of its checkpoints, as {checkpoints[-1]}")
-    raise ValueError(f"--model-obj {part!r} holds no {FINAL}{suggest(part, list(KINDS))}")
+    raise ValueError(f"--model-obj {part!r} holds no {FINALS[0]}{suggest(part, list(KINDS))}")

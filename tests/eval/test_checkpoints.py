@@ -80,6 +80,10 @@ def test_files_that_panopticon_writes_are_known_by_their_keys(file, panopticon, 
     assert model.expects == ZOO["panopticon_vitb14"].expects and not model.expects.bands
     assert model.name == name_of(str(path)) == ("pan" if file == "model_final.pth" else "pan/teacher_checkpoint")
     assert home_of(str(path)) == tmp_path / "pan" / f"eval_{path.stem}"
+    if file == "model_final.pth":
+        folder = str(path.parent)
+        assert expand_models(folder) == expand_models(str(tmp_path)) == expand_models(f"{tmp_path}/*") == [folder]
+        assert load_model(folder).digest == model.digest and name_of(folder) == "pan"
 
 
 def test_files_of_no_or_of_several_models(tmp_path):

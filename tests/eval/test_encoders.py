@@ -153,13 +153,13 @@ def test_random_weights_in_a_released_layout_depend_on_the_seed():
 
 def test_released_files_are_found_in_the_folder_of_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("CDIR", str(tmp_path))
-    state = load_model(f"ssl4eo_dino@random?{VIT}").network.encoder.state_dict()
-    torch.save(state, tmp_path / "dino.pth")
-    one, two = (load_model(f"ssl4eo_dino@{file}?{VIT}") for file in ("dino.pth", "${CDIR}/dino.pth"))
+    state = load_model(f"ssl4eo_mae_sar@random?{VIT}").network.encoder.state_dict()
+    torch.save(state, tmp_path / "radar.pth")
+    one, two = (load_model(f"ssl4eo_mae_sar@{file}?{VIT}") for file in ("radar.pth", "${CDIR}/radar.pth"))
     assert one.digest == two.digest
-    published = ZOO["ssl4eo_dino"].url.rsplit("/", 1)[-1]
-    (tmp_path / "dino.pth").rename(tmp_path / published)
-    assert load_model(f"ssl4eo_dino@download?{VIT}").digest == one.digest  # nothing left to download
+    published = ZOO["ssl4eo_mae_sar"].url.rsplit("/", 1)[-1]
+    (tmp_path / "radar.pth").rename(tmp_path / published)
+    assert load_model(f"ssl4eo_mae_sar@download?{VIT}").digest == one.digest  # nothing left to download
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,16 @@ def release(method: str, bands: tuple[Bands, ...], address: str | None, sha256: 
 
 
 MIRROR = "https://huggingface.co/torchgeo/vit_small_patch16_224_sentinel2_all"  # backbones alone
+DINO = "36bcc127"  # the first digits
 MOCO = "67c9032df0449ae37f93c51696bcae0c6dc3485103deb44b4669e9897b90409c"
 RELEASES = {
     "ssl4eo_mae": release("MAE", OPTICAL, None),  # published as a shared folder that no program can fetch
     "ssl4eo_mae_sar": release(
         "MAE", SAR, "https://huggingface.co/wangyi111/SSL4EO-S12/resolve/main/B2_vits16_mae_ep99.pth"
     ),
-    "ssl4eo_dino": release("DINO", OPTICAL, f"{MIRROR}_dino/resolve/main/vit_small_patch16_224_sentinel2_all_dino.pth"),
+    "ssl4eo_dino": release(
+        "DINO", OPTICAL, f"{MIRROR}_dino/resolve/main/vit_small_patch16_224_sentinel2_all_dino-{DINO}.pth", DINO
+    ),
     "ssl4eo_moco": release(
         "MoCo", OPTICAL, f"{MIRROR}_moco/resolve/main/vit_small_patch16_224_sentinel2_all_moco-{MOCO[:8]}.pth", MOCO
     ),
