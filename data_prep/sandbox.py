@@ -38,8 +38,8 @@ LABELS = {
     "mean_canopy_height": {"kind": "scalar", "unit": "metre"},
 }
 CHANGE_LABELS = {
-    "change": {"kind": "mask", "classes": ["unchanged", "changed"], "ignore": 255},
-    "changed": {"kind": "class", "classes": ["unchanged", "changed"], "ignore": -1},
+    "change": {"kind": "mask", "classes": ["unchanged", "changed"], "ignore": 255, "pair": True},
+    "changed": {"kind": "class", "classes": ["unchanged", "changed"], "ignore": -1, "pair": True},
 }
 CHANGE_PROBABILITY = 0.6  # of a sample with several dates
 
