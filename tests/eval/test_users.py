@@ -1,4 +1,6 @@
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +91,18 @@ def test_a_users_transformer_has_every_pooling(mine):
     assert list(model.features(x)) == ["cls", "mean", "cls+mean", "cls4", "cls4+mean"]
     torch.testing.assert_close(model.embed(x), model.network.encoder(x))
     assert model.widths(x) == [16, 16]
+
+
+@torch.no_grad()
+def test_the_example_of_the_page_of_models(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parents[2] / "docs/models.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_encoders.py.*?)```", text, re.S)
+    (tmp_path / "my_encoders.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = load_model("py:my_encoders:build")
+    sys.modules.pop("my_encoders")
+    assert model.embed(view()).shape == (2, 32) and [m.shape for m in model.maps(view())] == [(2, 32, 2, 2)]
+    assert len(model.unfreeze("patch_embed")) == 2 and model.expects.bands[0].names == ("B04", "B03", "B02")
 
 
 @pytest.mark.parametrize(
