@@ -21,6 +21,7 @@ from rich.table import Table  # noqa: E402
 
 from data_prep import (  # noqa: E402
     common,
+    fetch,
     fmow,
     fmow_sentinel,
     folder,
@@ -86,6 +87,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             name, help=help_, description=f"{help_}; example: python data_prep/main.py {name} data/sandbox"
         )
         command.add_argument("sets", nargs="+", help="folders or URLs of shard sets")
+    command = commands.add_parser(
+        "fetch", help="known downloads", description=fetch.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    fetch.add_arguments(command)
     return parser.parse_args(arguments)
 
 
@@ -146,6 +151,9 @@ def main(arguments: list[str]) -> int:
         return 0
     if args.command == "timeseries":
         return timeseries.run(args)
+    if args.command == "fetch":
+        console.print(fetch.fetch(args), markup=False, highlight=False)
+        return 0
     console.print(prepare(args), markup=False, highlight=False)
     return 0
 
