@@ -36,12 +36,12 @@ def shards(
     size: int | None = None,
     ignore: tuple[int, ...] = (-1,),
     classes: list[str] | None = None,
-    pair: bool = False,
 ) -> EvalDataset:
     """The task of ``labels[label]``; ``title`` names it in tables (None: ``FOLDER/label``).
 
     What the set says about the label decides: a class or a number that is described as a scalar (regression), a mask
-    with classes (segmentation) or with a unit (regression); ``pair`` says that the two dates are before and after.
+    with classes (segmentation) or with a unit (regression). The two dates of a label described as ``pair`` are before
+    and after.
     The training samples lie in ``root``. Validation and test samples lie in ``val_root`` and ``test_root``; a split
     without a root of its own is cut from ``root``: by the field ``split_by`` (``key`` or ``meta.NAME``), whose values
     are listed in ``test`` and ``val``, or taken in the order of a hash where these are fractions. Samples that share a
@@ -66,7 +66,7 @@ def shards(
         raise ValueError(f"no sample of {root} has the label {label!r}; it has {', '.join(sorted(first.labels))}")
     rows = divide(tables["train"], parts, fields)
     tables |= {name: take(tables["train"], rows[name]) for name in rows}
-    kind = kind_of(info)
+    kind, frames = kind_of(info), max(count for t in tables.values() for count in t["frames"])
     names = tuple(
         classes or info.get("classes") or ([label] if kind == "regression" else map(str, range(max(values) + 1)))
     )
@@ -93,8 +93,8 @@ def shards(
         ignored=total - len(values),
         kind=kind,
         unit=info.get("unit", ""),
-        frames=max(frames for t in tables.values() for frames in t["frames"]),
-        pair=pair,
+        frames=frames,
+        pair=info.get("pair", False) and frames == 2,
     )
 
 

@@ -149,7 +149,7 @@ def world(tmp_path_factory):
     ],
 )
 def test_maps_of_the_sandbox(world, label, kind, classes):
-    dataset = build_dataset({"name": "shards", "root": str(world), "label": label, "pair": label == "change"})
+    dataset = build_dataset({"name": "shards", "root": str(world), "label": label})
     assert (dataset.kind, dataset.classes, dataset.frames, dataset.pair) == (kind, classes, 2, label == "change")
     stored = {s.key: s for s in (ShardSet.open(world).read(0, i) for i in range(12))}
     for split in dataset.splits.values():
