@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,9 @@ from odc.geo.geobox import GeoBox
 from pystac import Item
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
+from requests.adapters import HTTPAdapter
 from shapely.geometry.base import BaseGeometry
+from urllib3 import Retry
 
 from data_prep.timeseries.units import CLOUDY, SAR_UNITS, decibels, offset_of, to_stored, without_offset
 from dinov2.config import plain, read_yaml
@@ -30,7 +33,9 @@ from dinov2.sensors import suggest
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "data_prep" / "catalogues"
 ORBITS = ("ascending", "descending")
 PASSING = (rasterio.errors.RasterioError, requests.RequestException, APIError, OSError)  # may be gone at the next try
+BUSY = (429, 500, 502, 503, 504)  # answers of servers that may answer better next time
 TIMEOUT = 60  # seconds for one request
+SIGNED_FOR = 1200  # seconds for which a signed link is used; they last for longer
 T = TypeVar("T")
 
 
@@ -74,6 +79,10 @@ class Catalogue:
         self.url, self.sign, self.retries = expand(raw["url"]), raw.get("sign"), retries
         self.headers = {name: expand(value) for name, value in raw.get("headers", {}).items()}
         self.optical, self.radar = (self._collection(raw.get(part), path) for part in ("optical", "radar"))
+        self.patience = Retry(retries, backoff_factor=0.1, status_forcelist=BUSY, allowed_methods=None)  # of POST too
+        self.signing = requests.Session()
+        self.signing.mount("http", HTTPAdapter(max_retries=self.patience))
+        self.links: dict[str, tuple[float, str]] = {}  # signed ones, and when they were
         odc.stac.configure_rio(
             cloud_defaults=True, GDAL_HTTP_MAX_RETRY=retries, GDAL_HTTP_RETRY_DELAY=0.1, GDAL_HTTP_TIMEOUT=TIMEOUT,
             CPL_VSIL_CURL_NON_CACHED="/vsicurl/",  # a failure that is kept would be no second try
@@ -102,11 +111,8 @@ class Catalogue:
         """All items over ``region`` (degrees) from ``start`` to ``end``, both days included, by name."""
 
         def find() -> list[Item]:
-            client = pystac_client.Client.open(
-                self.url,
-                headers=self.headers,
-                stac_io=StacApiIO(self.headers, timeout=TIMEOUT, max_retries=self.retries),
-            )
+            io = StacApiIO(self.headers, timeout=TIMEOUT, max_retries=self.patience)
+            client = pystac_client.Client.open(self.url, headers=self.headers, stac_io=io)
             found = client.search(collections=[collection.name], bbox=region.bounds, datetime=f"{start}/{end}")
             return sorted(found.items(), key=lambda item: item.id)
 
@@ -116,10 +122,14 @@ class Catalogue:
         """A link with what lets one read it."""
         if not self.sign or not href.startswith("http"):
             return href
-        url = self.sign.format(href=urllib.parse.quote(href, safe=""))
-        reply = requests.get(url, headers=self.headers, timeout=TIMEOUT)
-        reply.raise_for_status()
-        return reply.json()["href"]
+        when, link = self.links.get(href, (-math.inf, ""))
+        if time.monotonic() - when > SIGNED_FOR:
+            url = self.sign.format(href=urllib.parse.quote(href, safe=""))
+            reply = self.signing.get(url, headers=self.headers, timeout=TIMEOUT)
+            reply.raise_for_status()
+            link = reply.json()["href"]
+            self.links[href] = time.monotonic(), link
+        return link
 
     def read(self, item: Item, assets: Sequence[str], grid: GeoBox, dtype: str, nodata: float) -> list[np.ndarray]:
         """Assets of an item, each ``[H, W]``, nearest pixel; ``nodata`` where it has none."""
