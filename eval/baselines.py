@@ -23,6 +23,7 @@ BIAS = -1.0  # of every random filter's response
 CELL = 4  # pixels of the image per pixel of the maps of random features
 WHITENING = 1e-3  # added to the patches' covariance
 SOURCES = ("gaussian", "patches")
+SEEN = 16  # images that patches are drawn from: as many at any batch size of at least that
 
 
 class RandomFeatures(Network):
@@ -60,11 +61,11 @@ class RandomFeatures(Network):
 def rcf(x: View, seed: int, *, features: int = 512, size: int = 3, source: str = "gaussian") -> Network:
     """``features`` random features of ``size`` x ``size`` pixels for the bands of ``x``.
 
-    ``source``: filters from a normal distribution, or patches of the images of ``x``, each brought to mean 0 and
-    deviation 1 and multiplied by the inverse covariance of all: whitened filters on whitened pixels (Coates and Ng
-    2012). Raises ValueError for what cannot be drawn.
+    ``source``: filters from a normal distribution, or patches of the first ``SEEN`` images of ``x``, each brought to
+    mean 0 and length 1 and multiplied by the inverse covariance of all: whitened filters on whitened pixels (Coates and
+    Ng 2012). Raises ValueError for what cannot be drawn.
     """
-    imgs, draw = fixed_bands(x, x["imgs"].shape[1]).float().cpu(), torch.Generator().manual_seed(seed)
+    imgs, draw = fixed_bands(x, x["imgs"].shape[1])[:SEEN].float().cpu(), torch.Generator().manual_seed(seed)
     (n, c, height, width), half = imgs.shape, features // 2
     if features < 2 or features % 2 or not 1 <= size <= min(height, width) or source not in SOURCES:
         raise ValueError(
@@ -76,8 +77,7 @@ def rcf(x: View, seed: int, *, features: int = 512, size: int = 3, source: str =
     limits = (n, height - size + 1, width - size + 1)
     places = [torch.randint(limit, (half,), generator=draw).tolist() for limit in limits]
     patches = torch.stack([imgs[i, :, y : y + size, x : x + size] for i, y, x in zip(*places, strict=True)]).flatten(1)
-    std, mean = torch.std_mean(patches, 1, keepdim=True, correction=0)
-    patches = ((patches - mean) / std.clamp_min(1e-6)).double()  # [K/2, C*s*s]; nearly dependent
+    patches = F.normalize(patches - patches.mean(1, keepdim=True)).double()  # [K/2, C*s*s]; nearly dependent
     covariance = patches.T @ patches / half + WHITENING * torch.eye(patches.shape[1], dtype=torch.double)
     whitened = torch.linalg.solve(covariance, patches.T).T.float()
     return RandomFeatures(whitened.reshape(half, c, size, size))

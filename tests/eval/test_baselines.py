@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from eval.baselines import BIAS, CELL, WHITENING
 from eval.decoders import build_decoder
 from eval.encoders import fresh, load_model, seeded
+from eval.engine import evaluate
 
 VIT = "arch=vit_tiny&patch_size=8&embed_dim=16&depth=2&num_heads=2"
 
@@ -45,20 +46,22 @@ def test_random_features_depend_on_the_seed_alone(source):
     a, again, b = (made(obj, seed=s) for s in (0, 0, 1))
     assert torch.equal(a.embed(x), again.embed(x)) and a.digest == again.digest != b.digest
     assert not torch.allclose(a.embed(x), b.embed(x)) and seeded(obj)
+    few, many = ({k: v[:b] for k, v in view(b=30).items()} for b in (20, 30))
+    assert torch.equal(made(obj, few).embed(x), made(obj, many).embed(x))
 
 
 def test_filters_from_patches_are_whitened_pieces_of_the_images():
-    """All patches of an image of 3 x 3 pixels are p, the covariance p p^T and its inverse times p: p / (p.p + e)."""
+    """All patches of an image of 3 x 3 pixels are p, the covariance p p^T and its inverse times p: p / (1 + e)."""
     x = view(b=1, c=2, size=3)
     p = x["imgs"][0].flatten()
-    p = (p - p.mean()) / p.std(correction=0)
+    p = F.normalize(p - p.mean(), dim=0)
     filters = made("rcf?features=8&source=patches", x).network.filters.flatten(1)
-    torch.testing.assert_close(filters, (p / (18 + WHITENING)).expand(4, -1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(filters, (p / (1 + WHITENING)).expand(4, -1), rtol=1e-3, atol=1e-4)
     # and those of many are patches of the images but for a linear map, the same for all
     x = view(b=2, c=1, size=8)
     filters = made("rcf?features=60&source=patches", x).network.filters.flatten(1)
     every = F.unfold(x["imgs"], 3).mT.flatten(0, 1)
-    every = (every - every.mean(1, keepdim=True)) / every.std(1, keepdim=True, correction=0)
+    every = F.normalize(every - every.mean(1, keepdim=True))
     assert len(filters.unique(dim=0)) < 30  # 30 drawn of 72, some twice
     assert (every @ filters.T).argmax(0).unique().numel() > 15  # each answers most to a patch of its own
 
@@ -92,6 +95,14 @@ def test_made_for_one_data_set_a_model_can_be_made_for_another():
         model.fitted(view(c=2)).embed(view(c=5))
     floor = load_model("pixelstats")
     assert floor.fitted(view()) is floor
+
+
+def test_every_one_through_the_engine(config, tmp_path):
+    """Three classes that differ in brightness and in stripes."""
+    models = ["rcf?features=32", "rcf?features=32&source=patches", "pixelstats", "unet?width=4&depth=2"]
+    rows = evaluate([*models, f"vit_scratch?{VIT}"], [config], tmp_path)
+    assert [row["role"] for row in rows] == ["floor"] * 3 + ["baseline"] * 2
+    assert all(row["value"] > 0.9 for row in rows[:3]) and all(row["normalisation"] == "dataset" for row in rows)
 
 
 @pytest.mark.parametrize(
