@@ -140,7 +140,7 @@ def there(file: File, to: Path) -> bool:
     path = to / file.name
     if path.exists() and path.stat().st_size != file.bytes:
         raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, the source {file.bytes}: delete it to fetch it again"
+            f"{path} has {path.stat().st_size} bytes, the source {file.bytes}: delete it, then fetch again"
         )
     return path.exists()
 
@@ -153,7 +153,7 @@ def _download(file: File, to: Path, meter: Meter) -> None:
         done = target.tell()
         while done < file.bytes:
             data = storage.read_range(file.url, done, min(CHUNK, file.bytes - done))
-            target.write(data)
+            target.write(data.data)
             done += len(data)
             meter.advance(len(data) // 1_000_000)
         target.flush()
@@ -179,7 +179,10 @@ def unpack(path: Path) -> None:
     """
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
-            members = tar.getmembers()
+            try:
+                members = tar.getmembers()
+            except tarfile.TarError as error:
+                raise ValueError(f"{path} is damaged ({error}): delete it, then fetch again") from error
             if odd := next((m for m in members if not (m.isreg() or m.isdir())), None):
                 raise ValueError(f"{path}: the member {odd.name!r} is neither file nor folder and is refused")
             _check_members(path, {m.name: m.size for m in members})

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,15 +22,18 @@ from rich.table import Table  # noqa: E402
 
 from data_prep import (  # noqa: E402
     common,
+    drift,
     fetch,
     fmow,
     fmow_sentinel,
     folder,
+    leakage,
     majortom,
     mmearth,
     pixels,
     refine,
     sandbox,
+    split,
     terramesh,
     worldcereal,
 )
@@ -87,10 +91,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             name, help=help_, description=f"{help_}; example: python data_prep/main.py {name} data/sandbox"
         )
         command.add_argument("sets", nargs="+", help="folders or URLs of shard sets")
-    command = commands.add_parser(
-        "fetch", help="known downloads", description=fetch.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    fetch.add_arguments(command)
+        if name == "verify":
+            command.add_argument("--reference", help="another set of these sensors, to which statistics are compared")
+            command.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    for name, module in (("fetch", fetch), ("split", split), ("leakage", leakage)):
+        command = commands.add_parser(
+            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
     return parser.parse_args(arguments)
 
 
@@ -137,24 +145,34 @@ def stats_table(stats: Stats) -> Table:
     return table
 
 
+def checked(args: argparse.Namespace) -> tuple[list[str], str]:
+    """What is wrong with the sets, and what was looked at."""
+    report = verify(args.sets)
+    problems = report.problems
+    for path in [] if problems else args.sets:  # damaged bytes have no statistics
+        problems += drift.own(path, args.workers)
+        problems += drift.against(path, args.reference) if args.reference else []
+    return problems, f"{report.samples} samples in {report.shards} shards: {len(problems) or 'no'} problems"
+
+
 def main(arguments: list[str]) -> int:
     """Run one subcommand."""
     args, console = parse(arguments), Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    say = partial(console.print, markup=False, highlight=False)
     if args.command == "verify":
-        report = verify(args.sets)
-        for problem in report.problems:
-            console.print(problem, markup=False, highlight=False)
-        console.print(f"{report.samples} samples in {report.shards} shards: {len(report.problems) or 'no'} problems")
-        return 2 if report.problems else 0
-    if args.command == "stats":
-        console.print(stats_table(ShardSet.open(args.sets).stats))
-        return 0
+        problems, summary = checked(args)
+        say("\n".join([*problems, summary]))
+        return 2 if problems else 0
+    if args.command == "leakage":
+        shown, sentences = leakage.leakage(args)
+        say("\n".join(sentences))
+        return 2 if shown else 0
     if args.command == "timeseries":
         return timeseries.run(args)
-    if args.command == "fetch":
-        console.print(fetch.fetch(args), markup=False, highlight=False)
-        return 0
-    console.print(prepare(args), markup=False, highlight=False)
+    if args.command == "stats":
+        console.print(stats_table(ShardSet.open(args.sets).stats))
+    else:
+        say({"fetch": fetch.fetch, "split": split.split}.get(args.command, prepare)(args))
     return 0
 
 
