@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dinov2 import distributed
@@ -18,7 +19,7 @@ from eval import schema
 from eval.datasets import EvalDataset, build_dataset
 from eval.encoders import fresh, home_of, load_model, name_of, seeded
 from eval.features import Trial, extract
-from eval.joining import ZEROS
+from eval.joining import ZEROS, received_table
 from eval.labels import Labels, labels_hash, limited
 from eval.networks import Model
 from eval.probe import ProbeData
@@ -58,6 +59,7 @@ class Bench:
     """Models, datasets and features that the cells of one call share."""
 
     device: torch.device
+    show: bool = False  # print what every model receives, before it is evaluated
     datasets: dict[str, EvalDataset] = field(default_factory=dict)
     loaded: tuple[tuple[str, int], Model] | None = None  # the latest model only: cells come sorted by it
     trials: dict[tuple[str, ...], Trial] = field(default_factory=dict)  # of the latest model, too
@@ -81,7 +83,7 @@ class Bench:
     def trial(self, model: Model, dataset: EvalDataset, evaluation: schema.Evaluation) -> Trial:
         """The model on the dataset, joined and checked on first use."""
         sizing, running = evaluation.model["size"], evaluation.running
-        key = (model.digest, dataset.view_hash, evaluation.missing, str(sizing))
+        key = (model.digest, repr(sorted(evaluation.dataset.items())), evaluation.missing, str(sizing))
         if key not in self.trials:
             self.trials = {k: v for k, v in self.trials.items() if k[0] == model.digest}
             self.trials[key] = Trial.of(
@@ -92,15 +94,21 @@ class Bench:
                 sizing=sizing,
                 batch_size=running["batch_size"],
                 workers=running["workers"],
+                key=key,
             )
+            if self.show:
+                joined = self.trials[key].joined
+                print(f"{model.name} on {dataset.name}: {joined.sizing}; {joined.words}; it receives")
+                Console(highlight=False).print(received_table(self.trials[key].received))
         return self.trials[key]
 
     def pooled(self, trial: Trial) -> dict[str, dict[str, Tensor]]:
-        """The features of all splits, made on first use: cells of one model and dataset share them."""
-        if trial.key not in self.features:
-            self.features = {k: v for k, v in self.features.items() if k[0] == trial.key[0]}
-            self.features[trial.key] = extract(trial)
-        return self.features[trial.key]
+        """The features of all splits, made on first use: datasets that differ in their targets alone share them."""
+        key = (trial.key[0], trial.dataset.view_hash, *trial.key[2:])
+        if key not in self.features:
+            self.features = {k: v for k, v in self.features.items() if k[0] == key[0]}
+            self.features[key] = extract(trial)
+        return self.features[key]
 
 
 def run_cell(cell: Cell, bench: Bench) -> Row:

@@ -22,7 +22,7 @@ class Trial:
     """One model on one dataset: what reaches the model and how.
 
     ``received`` tells it band by band (:meth:`eval.joining.Join.received`), ``example`` is a view of one image that the
-    model takes; ``batch_size`` images are encoded at once. ``key`` identifies what is encoded and how, the model first.
+    model takes; ``batch_size`` images are encoded at once. ``key`` tells trials of one call apart, the model comes first.
     """
 
     model: Model
@@ -46,6 +46,7 @@ class Trial:
         sizing: str | None = None,
         batch_size: int = 64,
         workers: int = 0,
+        key: tuple[str, ...] = (),
     ) -> Trial:
         """Join both, and look at the first training images; impossible input is an error that names its band."""
         joined = join(model, dataset, missing, sizing)
@@ -54,7 +55,7 @@ class Trial:
         flat = first if dataset.frames == 1 else folded(first)
         received = joined.received(flat["imgs"])
         window = {**flat, "imgs": crop(flat["imgs"], (0, 0), joined.window)} if joined.window else flat
-        key = (model.digest, dataset.view_hash, missing, str(sizing))
+        key = key or (model.digest, dataset.view_hash, missing, str(sizing))
         example = {name: x[:1] for name, x in window.items()}
         return cls(model.fitted(window), dataset, joined, device, received, example, key, batch_size, workers)
 

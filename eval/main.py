@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     output = args.output_dir or default_output(models)
     distributed.init(timeout=PATIENCE)
     try:
-        bench = Bench(distributed.device())
+        bench = Bench(distributed.device(), show=True)
         run(cells, bench, (distributed.rank(), distributed.world()), args.test_only)
         distributed.barrier()
         rows, failed = collect(cells)

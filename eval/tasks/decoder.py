@@ -48,7 +48,8 @@ class Options:
 def decoder(trial: Trial, store: Store, rows: Sequence[int], seed: int, options: Options) -> Outcome:
     """Train on the training images ``rows``, choose learning rate and epoch by validation, predict the test images."""
     check(trial, options)
-    what = options.train if trial.model.role != "baseline" else "finetune"  # nothing was ever trained of a baseline
+    untrained = options.train == "scratch" or trial.model.role == "baseline"  # nothing of it was ever trained
+    what = "finetune" if untrained else options.train
     rates = [[rate] for rate in options.learning_rates] if what != "frozen" else [list(options.learning_rates)]
     best = None
     for some in rates:
