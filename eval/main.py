@@ -28,7 +28,7 @@ from dinov2 import cli, distributed, env  # noqa: E402
 from eval import schema  # noqa: E402
 from eval.costs import list_models  # noqa: E402
 from eval.encoders import expand_models, home_of, load_model, name_of  # noqa: E402
-from eval.engine import Bench, collect, default_output, evaluate, plan, run  # noqa: E402
+from eval.engine import Bench, Cell, collect, default_output, evaluate, plan, run  # noqa: E402
 from eval.pictures import patch_gallery  # noqa: E402
 from eval.report import write_report  # noqa: E402
 from eval.results import Row, summarise, verdicts, write_tables  # noqa: E402
@@ -89,14 +89,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str]) -> int:
-    """Entry point; 1 if a cell failed."""
-    args = parser().parse_args(argv[1:] if argv[:1] == ["main"] else argv)
+def planned(args: argparse.Namespace) -> tuple[list[str], list[schema.Evaluation], list[Cell], Path]:
+    """The models, evaluations and cells that a command line asks for, and the folder of its tables."""
     env.load()
     models = expand_models(args.model_obj)
     evaluations = [schema.load(path, args.overrides) for path in schema.expand_configs(args.config_obj)]
     cells = plan(models, evaluations, args.output_dir)
-    output = args.output_dir or default_output(models)
+    return models, evaluations, cells, args.output_dir or default_output(models)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; 1 if a cell failed."""
+    args = parser().parse_args(argv[1:] if argv[:1] == ["main"] else argv)
+    models, evaluations, cells, output = planned(args)
     distributed.init(timeout=PATIENCE)
     try:
         bench = Bench(distributed.device(), show=True)
