@@ -9,6 +9,7 @@ the input is one sentence and exit code 2; under torchrun every rank prints it a
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import sys
 from pathlib import Path
@@ -29,8 +30,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output-dir", "--output_dir", type=Path, help="run folder (default: runs/<config's name>)")
     p.add_argument("--dry-run", action="store_true", help="print parameters, memory, steps, bytes and time, then stop")
     p.add_argument("--print-config", action="store_true", help="print the resolved configuration, then stop")
+    p.add_argument("--ranks", type=int, help="dry run: what so many GPUs would take, from the sets' indexes alone")
+    p.add_argument("--export", type=Path, metavar="FILE", help="write the newest checkpoint's encoder, then stop")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options that override the file")
     return p
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """Where a run lives."""
+    return args.output_dir or Path(os.environ.get("ODIR") or ROOT / "runs") / args.config_file.stem
 
 
 def main(argv: list[str]) -> int:
@@ -53,8 +61,16 @@ def pretrain(argv: list[str]) -> None:
     if args.print_config:
         print(OmegaConf.to_yaml(cfg), end="")
         return
-    folder = args.output_dir or Path(os.environ.get("ODIR") or ROOT / "runs") / args.config_file.stem
-    distributed.init()
+    folder = run_folder(args)
+    if args.export:
+        export_newest(folder, args.export)
+        return
+    if args.dry_run and args.ranks:
+        from dinov2.train.plan import print_plan
+
+        print_plan(cfg, args.ranks)
+        return
+    distributed.init(datetime.timedelta(minutes=cfg.train.timeout_min))
     try:
         if args.dry_run:
             from dinov2.train.dry_run import dry_run
@@ -66,6 +82,18 @@ def pretrain(argv: list[str]) -> None:
         train(cfg, folder, evaluate=online_evaluation(cfg, folder))
     finally:
         distributed.teardown()
+
+
+def export_newest(folder: Path, path: Path) -> None:
+    """Write the encoder of a run's newest checkpoint to ``path``."""
+    from dinov2.train import checkpoint
+    from dinov2.train.export import export_checkpoint
+
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        raise ValueError(f"{folder} holds no checkpoint to export")
+    export_checkpoint(newest, path)
+    print(f"{path}: the encoder of {newest}")
 
 
 def online_evaluation(cfg, folder: Path):

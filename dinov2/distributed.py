@@ -80,6 +80,16 @@ def local_world() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def in_group() -> bool:
+    """Whether a launcher has made this process a rank, be it the only one."""
+    return dist.is_initialized()
+
+
+def cpu_group() -> dist.ProcessGroup | None:
+    """A group of all ranks for collectives of another thread; every rank must ask at the same point."""
+    return dist.new_group(backend="gloo") if world() > 1 else None
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if world() > 1:

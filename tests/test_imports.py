@@ -18,6 +18,8 @@ BANNED = {"torchvision", "timm", "torchgeo", "mmcv", "mmseg", "tifffile"}
 # What may name torch.distributed, and why
 DISTRIBUTED = {
     "dinov2.distributed": "its owner",
+    "dinov2.train.parallel": "shards an objective (FSDP2)",
+    "dinov2.train.checkpoint": "writes and reads what is sharded (torch.distributed.checkpoint)",
     "tests.ranks": "starts the process groups that tests compare with one process",
 }
 

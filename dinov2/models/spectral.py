@@ -77,12 +77,14 @@ class SpectralPatchEmbed(nn.Module):
         embedding = ChannelEmbedding(attn_dim, coarsity=opt_coarsity, full_spectra=full_spectra, terrain=terrain)
         self.chnfus = ChannelFusion(attn_dim, embedding, qkv_bias=qkv_bias, layer_norm=layer_norm)
         self.proj = nn.Linear(attn_dim, embed_dim)
+        self.keeps_fold = True  # False where parameters change without a trace, as gathered shards do
         self._cached: tuple[tuple, Fold] | None = None
 
     def fold(self) -> Fold:
         """The parameters' products; kept between calls in evaluation until a parameter changes."""
         conv, query, k, v = self._linear_maps()
-        if self.training or torch.is_grad_enabled() or query.is_inference():  # the last have no version to compare
+        # inference tensors have no version to compare
+        if self.training or torch.is_grad_enabled() or query.is_inference() or not self.keeps_fold:
             self._cached = None
             return self._multiply()
         key = tuple((p.data_ptr(), p._version, p.dtype) for p in (conv.weight, query, k.weight, v.weight))

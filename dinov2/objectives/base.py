@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dinov2.data.batch import Batch, ViewSpec
+from dinov2.data.batch import Batch, View, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Return ``loss`` (scalar), any further scalar terms, and ``embedding`` ``[B, D]`` (detached, for health)."""
         raise NotImplementedError
+
+    def encode(self, view: View) -> Tensor:
+        """The student's class tokens ``[count * B, D]`` of a view, with gradients."""
+        return self.encoder(view)
 
     def check_batch(self, batch: int, together: int) -> str | None:
         """What to do where ``together`` samples are few for one loss; None where they are enough.

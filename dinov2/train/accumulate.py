@@ -58,7 +58,7 @@ def loss_of_all(parts: Parts, raws: Iterable[RawBatch], now: Now, precision: Pre
         set_random_state(state, device)  # drop path drops what it dropped in the first pass
         crops = render(raw, device).views["crop"]
         with precision.autocast(device):
-            h = objective.encoder(crops)  # [2b, D]
+            h = objective.encode(crops)  # [2b, D]
         h.backward(grad.flatten(0, 1))
     embedding = terms.pop("embedding")
     return {name: term.detach() for name, term in terms.items()}, embedding

@@ -26,6 +26,8 @@ from dinov2.objectives.two_view import ROWS, TwoView
 from dinov2.sensors import suggest
 from dinov2.train.health import CollapseAlarm, QualityGuard
 from dinov2.train.optim import build_optimizer
+from dinov2.train.parallel import parallelise
+from dinov2.train.precision import Precision
 from dinov2.train.probe import OnlineProbe
 from dinov2.train.schedules import Schedules, scaled_lr
 
@@ -41,6 +43,7 @@ class Parts:
     shards: ShardSet
     normalisation: Normalisation
     device: torch.device
+    precision: Precision
     exact: bool  # the loss is that of all micro-batches together
     remedy: str | None  # where the batch is small for the objective
     probe: OnlineProbe | None
@@ -150,8 +153,15 @@ def check_terrain(model: DictConfig, shards: ShardSet, images: Sequence[str] | N
             raise ValueError(f"the shards hold {key}: set model.terrain=true, or leave it out with data.images")
 
 
-def build_stream(cfg: DictConfig, objective: Objective, shards: ShardSet, normalisation: Normalisation) -> Stream:
-    """This rank's batches of the views that ``objective`` asks for."""
+def build_stream(
+    cfg: DictConfig,
+    objective: Objective,
+    shards: ShardSet,
+    normalisation: Normalisation,
+    place: tuple[int, int] | None = None,
+) -> Stream:
+    """The batches of the views that ``objective`` asks for; ``place``: rank and world, by default this process'."""
+    rank, world = place or (distributed.rank(), distributed.world())
     images = image_keys(shards, cfg.data.images)
     check_terrain(cfg.model, shards, images)
     augment, options = views.Augment(**config.plain(cfg.augment)), series_options(cfg)
@@ -168,8 +178,8 @@ def build_stream(cfg: DictConfig, objective: Objective, shards: ShardSet, normal
         collate=series.collate if of_pixels else views.collate,
         batch_size=cfg.data.batch_size,
         seed=cfg.train.seed,
-        rank=distributed.rank(),
-        world=distributed.world(),
+        rank=rank,
+        world=world,
         workers=cfg.data.workers,
         micro_batch=cfg.data.micro_batch,
         images=images,
@@ -185,7 +195,7 @@ def check_batch(cfg: DictConfig, objective: Objective, stream: Stream) -> str | 
         raise ValueError(
             f"train.exact_accumulation: {cfg.objective.name} has no exact form; only {', '.join(ROWS)} have one"
         )
-    together = cfg.data.batch_size if cfg.train.exact_accumulation else stream.micro_batch * distributed.world()
+    together = cfg.data.batch_size if cfg.train.exact_accumulation else stream.micro_batch * stream.world
     return objective.check_batch(cfg.data.batch_size, together)
 
 
@@ -199,7 +209,8 @@ def build_guard(train: DictConfig) -> QualityGuard | None:
 def build(cfg: DictConfig) -> Parts:
     """All parts of a run; everything that can be wrong with a configuration is found here."""
     device, train = distributed.device(), cfg.train
-    objective = build_objective(cfg).to(device)
+    precision = Precision.choose(train.precision, device)
+    objective = parallelise(build_objective(cfg).to(device), train, precision.dtype)
     folders = [expand(path) for path in cfg.data.shards]
     if len(set(folders)) < len(folders):
         raise ValueError("data.shards names a set twice: " + ", ".join(folders))
@@ -219,6 +230,7 @@ def build(cfg: DictConfig) -> Parts:
         shards,
         normalisation,
         device,
+        precision,
         exact=train.exact_accumulation and stream.accumulation > 1,
         remedy=check_batch(cfg, objective, stream),
         probe=OnlineProbe.of(train.probe, shards, width, device) if train.probe else None,

@@ -13,11 +13,10 @@ from dinov2 import distributed
 from dinov2.data.batch import Batch
 from dinov2.data.views import render
 from dinov2.train.build import Parts, build
-from dinov2.train.precision import Precision
 from dinov2.train.trainer import step
 
 
-def saved_bytes(parts: Parts, batch: Batch, precision: Precision) -> int:
+def saved_bytes(parts: Parts, batch: Batch) -> int:
     """Bytes that one forward pass keeps for the backward pass, each storage counted once."""
     storages: dict[int, int] = {}
 
@@ -27,7 +26,7 @@ def saved_bytes(parts: Parts, batch: Batch, precision: Precision) -> int:
         return tensor
 
     parameters = {p.untyped_storage().data_ptr() for p in parts.objective.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), precision.autocast(parts.device):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), parts.precision.autocast(parts.device):
         parts.objective(batch, parts.schedules.now(0))
     return sum(size for pointer, size in storages.items() if pointer not in parameters)
 
@@ -35,13 +34,12 @@ def saved_bytes(parts: Parts, batch: Batch, precision: Precision) -> int:
 def dry_run(cfg: DictConfig) -> dict[str, float]:
     """Build everything, take one batch, time one step on throw-away weights; print and return the estimates."""
     parts = build(cfg)
-    precision = Precision.choose(cfg.train.precision, parts.device)
     batches = parts.stream.batches(0)
     trainable = sum(p.numel() for p in parts.objective.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in parts.objective.parameters()) - trainable
-    activations = saved_bytes(parts, render(next(batches), parts.device), precision)
+    activations = saved_bytes(parts, render(next(batches), parts.device))
     begin = time.perf_counter()
-    step(parts, batches, parts.schedules.now(0), precision, cfg.optim.clip)
+    step(parts, batches, parts.schedules.now(0), cfg.optim.clip)
     seconds = time.perf_counter() - begin
     samples = cfg.train.steps * cfg.data.batch_size
     per_sample = parts.shards.bytes / len(parts.shards)

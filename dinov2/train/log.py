@@ -38,7 +38,7 @@ class Log:
 
     def __init__(self, folder: Path, total: int, resumed_step: int, track: Sequence[str]) -> None:
         self.silent = distributed.rank() != 0
-        self.total, self.trackers = total, []
+        self.folder, self.total, self.trackers = folder, total, []
         if self.silent:
             return
         path = folder / "metrics.jsonl"
@@ -74,6 +74,13 @@ class Log:
             )
         else:
             self.say(f"step {step}/{self.total}  {shown}")
+
+    def write_ranks(self, step: int, values: Mapping[str, Sequence[float]]) -> None:
+        """Append numbers of every rank to ranks.jsonl."""
+        if not self.silent:
+            line = {"step": step} | {k: [round(v, 4) for v in numbers] for k, numbers in values.items()}
+            with open(self.folder / "ranks.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Flush and stop the progress bar."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from dinov2 import distributed
 from dinov2.data.views import RawBatch
 from dinov2.objectives.base import Now
 from dinov2.train.build import Parts
+from dinov2.train.flops import peak_flops, sample_flops
 from dinov2.train.health import reading
 from dinov2.train.log import Log
 from dinov2.train.optim import rates
@@ -57,6 +59,9 @@ class Monitor:
     def __init__(self, cfg: DictConfig, parts: Parts, batches: Waiting, log: Log, last: int) -> None:
         self.cfg, self.parts, self.batches, self.log, self.last = cfg, parts, batches, log, last
         log.say(parts.summary())
+        self.flops = sample_flops(parts.objective)
+        peak = cfg.train.peak_tflops
+        self.peak = 1e12 * peak if peak else peak_flops(parts.device, parts.precision.dtype)
         if parts.remedy:
             log.say(f"small batch: {parts.remedy}")
         self.restart()
@@ -64,6 +69,7 @@ class Monitor:
     def restart(self) -> None:
         """Begin a new interval of speed, without what was done meanwhile."""
         self.clock, self.images, self.batches.seconds = time.perf_counter(), 0, 0.0
+        self.waited = distributed.waited()
 
     def look(self, done: int, taken: Step, now: Now) -> None:
         """Take the step after which ``done`` are done; a collapsed representation raises ValueError."""
@@ -80,8 +86,26 @@ class Monitor:
             values = {k: distributed.mean(v).item() for k, v in taken.terms.items()}
             if probe:
                 values[f"probe/{probe.label}"] = probe.accuracy()
-            speed = {"images_per_s": self.images / elapsed, "data_wait": self.batches.seconds / elapsed}
+            speed = self.pace(done, elapsed)
             loader = max(self.parts.stream.memory.values())  # of this rank's processes
             memory = {"memory_mib": peak_bytes(self.parts.device) / 2**20, "loader_mib": loader / 2**20}
             self.log.write(done, {**values, "lr": now.lr, **speed, **memory})
             self.restart()
+
+    def pace(self, done: int, elapsed: float) -> dict[str, float]:
+        """Images per second, model FLOPs utilisation, and who waited: for data, or for a rank that is slower.
+
+        Waits are shares of ``elapsed`` seconds; each rank's own go to ``ranks.jsonl``. The ``straggler`` has waited for
+        the others least, by ``straggler_lead`` less than the median.
+        """
+        images = self.images / elapsed
+        waits = self.batches.seconds / elapsed, (distributed.waited() - self.waited) / elapsed
+        data, peers = zip(*distributed.everywhere(waits), strict=True)
+        pace = {"images_per_s": images, "data_wait": sum(data) / len(data)}
+        if self.flops is not None:
+            pace["mfu"] = images / len(data) * self.flops / self.peak
+        if len(data) > 1:
+            self.log.write_ranks(done, {"data_wait": data, "peer_wait": peers})
+            pace |= {"data_wait_max": max(data), "data_wait_rank": data.index(max(data))}
+            pace |= {"straggler": peers.index(min(peers)), "straggler_lead": statistics.median(peers) - min(peers)}
+        return pace

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dinov2 import distributed
 from dinov2.objectives.base import Now
+from dinov2.train.parallel import is_sharded, own
 
 BLOCK = re.compile(r"encoder\.blocks\.(?:\d+\.)?(\d+)\.")  # the index within a chunk is global: blocks.<chunk>.<index>.
 EMBEDDING = re.compile(r"(encoder\.)?(patch_embed|pos_embed|cls_token|mask_token|register_tokens)\b")
@@ -67,6 +69,21 @@ def build_optimizer(objective: nn.Module, optim: Mapping[str, Any]) -> torch.opt
     return torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), fused=True)
 
 
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as ``<parameter>.<name>``; zeros where it has not stepped yet, as its first step makes them."""
+    found: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, p in zip(group["names"], group["params"], strict=True):
+            state = optimizer.state[p]
+            if not state:
+                zeros = {
+                    key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")
+                }
+                state.update(step=torch.zeros((), device=p.device), **zeros)
+            found |= {f"{name}.{key}": value for key, value in state.items()}
+    return found
+
+
 def set_rates(optimizer: torch.optim.Optimizer, now: Now) -> None:
     """Give every group the learning rate and weight decay of this step."""
     for group in optimizer.param_groups:
@@ -90,13 +107,20 @@ def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return found
 
 
+def norm_of_each(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norms ``[N]`` of whole or sharded tensors, the same on every rank."""
+    norms = torch.stack(torch._foreach_norm([own(t) for t in tensors]))
+    sharded = torch.tensor([is_sharded(t) for t in tensors], device=norms.device)
+    return torch.where(sharded, distributed.sum_(norms.square()).sqrt(), norms) if sharded.any() else norms
+
+
 def clip_gradients(named: Iterable[tuple[str, nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
     """Scale all gradients so that their joint L2 norm is at most ``max_norm``; the norms before.
 
     ``grad_norm`` is that of all, ``grad_norm/<part>`` of each part; ``named`` are pairs as of ``named_parameters()``.
     """
     trained = {name: p for name, p in named if p.grad is not None}
-    norms = torch.stack(torch._foreach_norm([p.grad for p in trained.values() if p.grad is not None]))
+    norms = norm_of_each([p.grad for p in trained.values() if p.grad is not None])
     total = torch.linalg.vector_norm(norms)
     torch.nn.utils.clip_grads_with_norm_(trained.values(), max_norm, total)
     found = {"grad_norm": total}

@@ -93,9 +93,20 @@ class Train:
     seed: int = 0
     exact_accumulation: bool = False  # the whole batch's gradient from micro-batches; encodes twice (two-view only)
     precision: str = "auto"  # auto | float32 | bfloat16 | float16
+    parallel: str = "ddp"  # ddp: every rank holds all parameters | fsdp: each a shard of them (ViT-g and larger)
+    activation_checkpointing: bool = (
+        False  # blocks are computed again in the backward pass: less memory, a third more time
+    )
+    compile: bool = False  # torch.compile per block
+    timeout_min: float = 10.0  # ranks wait so long for each other; above what an evaluation takes
+    peak_tflops: float | None = (
+        None  # of a device, for the model FLOPs utilisation; null = measured by a matrix product
+    )
     log_every: int = 10
     save_every: int = 500
-    keep: int = 3  # checkpoints kept
+    save_async: bool = False  # write checkpoints while the run goes on
+    keep: int = 3  # newest checkpoints kept
+    keep_every: int = 0  # and those of every so many steps; 0 = none
     health_every: int = 50
     collapse_std: float = 0.01  # stop when the embedding's standard deviation (1 = healthy, 0 = collapsed) stays below
     collapse_patience: int = 3  # for so many readings
@@ -111,8 +122,15 @@ FREE = {  # what may change between a run and its resumption
     "data": {"workers", "max_damage", "cache", "cache_gib"},
     "train": {
         "log_every",
+        "parallel",
+        "activation_checkpointing",
+        "compile",
+        "timeout_min",
+        "peak_tflops",
         "save_every",
+        "save_async",
         "keep",
+        "keep_every",
         "probe",
         "evaluations",
         "evaluate_every",
@@ -127,7 +145,7 @@ POSITIVE = {  # options that must exceed 0 (or be null where they may)
     "data": ("batch_size", "micro_batch", "cache_gib"),
     "model": ("patch_size", "image_size"),
     "optim": ("clip",),
-    "train": ("steps", "log_every", "save_every", "keep", "health_every"),
+    "train": ("steps", "log_every", "save_every", "keep", "health_every", "timeout_min", "peak_tflops"),
 }
 
 

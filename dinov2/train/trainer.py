@@ -16,23 +16,25 @@ from torch import Tensor
 from dinov2 import config, distributed
 from dinov2.data.views import RawBatch
 from dinov2.files import write_atomic
-from dinov2.models.export import save_export
 from dinov2.objectives.base import Now
 from dinov2.train import checkpoint, schema
 from dinov2.train.accumulate import loss_of_all, mean_of_losses
 from dinov2.train.build import Parts, build
+from dinov2.train.checkpoint import Saver
+from dinov2.train.export import export
 from dinov2.train.interrupt import Interrupted, Interrupts
 from dinov2.train.log import Log, environment
 from dinov2.train.monitor import Monitor, Step, Waiting
-from dinov2.train.optim import clip_gradients, set_rates
-from dinov2.train.precision import Precision
+from dinov2.train.optim import clip_gradients, moments, set_rates
+from dinov2.train.parallel import is_sharded
 
 Evaluate = Callable[[Path, int], dict[str, float]]
 VISIBLE_WITHIN = 10.0  # seconds: network file systems show a new file late
 
 
-def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precision, clip: float) -> Step:
+def step(parts: Parts, batches: Iterator[RawBatch], now: Now, clip: float) -> Step:
     """One optimiser step over ``accumulation`` micro-batches."""
+    precision = parts.precision
     set_rates(parts.optimizer, now)
     parts.optimizer.zero_grad(set_to_none=True)
     keys: list[str] = []
@@ -46,7 +48,8 @@ def step(parts: Parts, batches: Iterator[RawBatch], now: Now, precision: Precisi
 
     accumulate = loss_of_all if parts.exact else mean_of_losses
     terms, embedding = accumulate(parts, noted(), now, precision)
-    distributed.average_gradients(parts.objective.parameters())
+    if not any(is_sharded(p) for p in parts.objective.parameters()):  # FSDP averages in its backward pass
+        distributed.average_gradients(parts.objective.parameters())
     precision.scaler.unscale_(parts.optimizer)
     terms |= clip_gradients(parts.objective.named_parameters(), clip)
     if not (precision.scaler.is_enabled() and torch.isfinite(terms["loss"])):  # a scaler skips its own overflows
@@ -81,8 +84,7 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     """
     parts = build(cfg)
     assert evaluate or not parts.guard, "train.guard judges evaluations, and there is nothing to make them"
-    precision = Precision.choose(cfg.train.precision, parts.device)
-    first = resume(cfg, folder, parts, precision)
+    first = resume(cfg, folder, parts)
     last = min(cfg.train.steps, stop_at or cfg.train.steps)
     final = folder / "model_final.safetensors"
     if first >= last and final.exists():  # written anew it would count as another model
@@ -91,20 +93,22 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
     batches = Waiting(parts.stream.batches(first))
     log = Log(folder, cfg.train.steps, first, cfg.train.track)
     monitor = Monitor(cfg, parts, batches, log, last)
-    with contextlib.closing(log), Interrupts() as interrupts:
+    saver = Saver(folder, cfg.train.keep, cfg.train.keep_every, cfg.train.save_async)
+    with contextlib.closing(log), saver, Interrupts() as interrupts:
         if evaluate and parts.guard and parts.guard.start is None:
             log.write(first, evaluate_now(evaluate, cfg, folder, parts, first))
         for at in range(first, last):
             with distributed.at_step(at):
                 seed_step(cfg.train.seed, at)
                 now = parts.schedules.now(at)
-                taken = step(parts, batches, now, precision, cfg.optim.clip)
+                taken = step(parts, batches, now, cfg.optim.clip)
                 done = at + 1
                 monitor.look(done, taken, now)
                 stop = interrupts.agreed() if done < last else 0
                 if done % cfg.train.save_every == 0 or done == last or stop:
-                    checkpoint.save(folder, done, state(cfg, parts, precision, done), cfg.train.keep)
+                    saver.save(done, tensors(parts), rest(cfg, parts, done))
             if stop:
+                saver.wait()
                 raise Interrupted(done, stop)
             if evaluate and cfg.train.evaluate_every and done % cfg.train.evaluate_every == 0:
                 log.write(done, evaluate_now(evaluate, cfg, folder, parts, done))
@@ -121,13 +125,17 @@ def evaluate_now(evaluate: Evaluate, cfg: DictConfig, folder: Path, parts: Parts
     return values
 
 
-def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dict[str, Any]:
-    """Everything a checkpoint holds."""
+def tensors(parts: Parts) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, whole or this rank's shards; they are the run's own, not copies."""
+    objective = {f"objective.{name}": tensor for name, tensor in parts.objective.state_dict().items()}
+    return objective | {f"optimizer.{name}": tensor for name, tensor in moments(parts.optimizer).items()}
+
+
+def rest(cfg: DictConfig, parts: Parts, done: int) -> dict[str, Any]:
+    """What a checkpoint holds besides :func:`tensors`, equal on all ranks."""
     return {
         "step": done,
-        "objective": parts.objective.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scaler": precision.scaler.state_dict(),
+        "scaler": parts.precision.scaler.state_dict(),
         "alarm": parts.alarm.state_dict(),
         "guard": parts.guard.start if parts.guard else None,
         "probe": parts.probe.state_dict() if parts.probe else None,
@@ -137,7 +145,7 @@ def state(cfg: DictConfig, parts: Parts, precision: Precision, done: int) -> dic
     }
 
 
-def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) -> int:
+def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
     """Prepare ``folder`` and load its newest checkpoint; returns the number of steps already done."""
     differing = distributed.differing_ranks(f"{OmegaConf.to_yaml(cfg)}{environment()}")
     if differing:
@@ -149,10 +157,9 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts, precision: Precision) ->
     path = checkpoint.latest(folder)
     if path is None:
         return 0
-    saved = checkpoint.load(path, state(cfg, parts, precision, 0))
-    checkpoint.restore(parts.objective, saved["objective"], path)
-    parts.optimizer.load_state_dict(saved["optimizer"])
-    precision.scaler.load_state_dict(saved["scaler"])
+    saved = checkpoint.load_rest(path, rest(cfg, parts, 0))
+    checkpoint.load_into(path, tensors(parts))
+    parts.precision.scaler.load_state_dict(saved["scaler"])
     parts.alarm.load_state_dict(saved["alarm"])
     if parts.guard:
         parts.guard.start = saved["guard"]
@@ -191,13 +198,3 @@ def check_shared(folder: Path) -> None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``key: old -> new`` of every option that differs."""
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-
-
-def export(cfg: DictConfig, path: Path, parts: Parts, done: int) -> Path:
-    """Write the encoder with everything needed to use it (rank 0)."""
-    if distributed.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = {"step": done, "config": config.plain(cfg), "objective": cfg.objective.name}
-        save_export(path, parts.objective.export(), normalisation=parts.normalisation.to_dict(), info=info)
-    distributed.barrier()
-    return path

@@ -70,10 +70,10 @@ def test_heads_warm_up_behind_a_frozen_backbone(run, tmp_path, shards):
     cfg = tiny.config(tmp_path, "dino", shards)
     cfg.model.weights, cfg.optim.freeze = str(run), {r"^encoder\.": 4}
     train(cfg, tmp_path / "warm", stop_at=4)
-    held = checkpoint.load(checkpoint.latest(tmp_path / "warm"))["objective"]
+    held = checkpoint.read(checkpoint.latest(tmp_path / "warm"), "objective.")
     assert all(torch.equal(v, held[f"encoder.{k}"]) for k, v in weights(run).items())
     train(cfg, tmp_path / "warm")
-    moved = checkpoint.load(checkpoint.latest(tmp_path / "warm"))["objective"]
+    moved = checkpoint.read(checkpoint.latest(tmp_path / "warm"), "objective.")
     assert not torch.equal(moved["encoder.blocks.0.mlp.fc1.weight"], held["encoder.blocks.0.mlp.fc1.weight"])
 
 
@@ -83,7 +83,7 @@ def test_a_frozen_file_teaches_another_architecture(run, tmp_path, shards):
     cfg.model.depth, cfg.model.embed_dim = 1, 16
     before = build(cfg).objective
     train(cfg, tmp_path / "student")
-    after = checkpoint.load(checkpoint.latest(tmp_path / "student"))["objective"]
+    after = checkpoint.read(checkpoint.latest(tmp_path / "student"), "objective.")
     frozen = {k: v for k, v in before.state_dict().items() if k.startswith("teacher_")}
     assert len(frozen) > 20 and all(torch.equal(v, after[k]) for k, v in frozen.items())
     assert all(torch.equal(v, after[f"teacher_encoder.{k}"]) for k, v in weights(run).items())
