@@ -159,9 +159,40 @@ def tags_of(path: Path) -> dict[str, str]:
         return raster.tags()
 
 
-def windows_of(raster: rasterio.DatasetReader) -> Iterator[Window]:
-    """All windows of an open raster."""
-    return windows(Grid("", raster.transform, raster.height, raster.width))
+class EmbeddingMap:
+    """An open embedding map; of 8-bit codes, with ``<name>_scale.tif`` beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = rasterio.open(path)
+        codes = self.file.dtypes[0] == "int8"
+        self.scales = rasterio.open(path.with_name(f"{path.stem}_scale.tif")) if codes else None
+
+    def __enter__(self) -> EmbeddingMap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.scales:
+            self.scales.close()
+
+    def windows(self) -> Iterator[Window]:
+        """All windows."""
+        return windows(Grid("", self.file.transform, self.file.height, self.file.width))
+
+    def read(self, window: Window | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Embeddings ``[h, w, D]`` of a window, or of the whole map at ``size``; NaN without observation."""
+        x = np.moveaxis(self.file.read(window=window, out_shape=size and (self.file.count, *size)), 0, 2)
+        return dequantise(x, self.scales.read(1, window=window, out_shape=size)) if self.scales else x
+
+    def at(self, places: Sequence[tuple[float, float]]) -> np.ndarray:
+        """Embeddings ``[N, D]`` at places in the map's reference system; NaN outside of it."""
+        x = np.stack(list(self.file.sample(places))).astype(np.float32)
+        if self.scales:
+            x = dequantise(x, np.stack(list(self.scales.sample(places)))[:, 0])
+        left, bottom, right, top = self.file.bounds
+        east, north = np.array(places).T
+        x[~((east >= left) & (east < right) & (north > bottom) & (north <= top))] = np.nan
+        return x
 
 
 def embedding_names(bands: int) -> list[str]:

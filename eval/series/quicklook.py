@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import Resampling
 
-from eval.series.mosaic import windows_of
-from eval.series.precision import dequantise
+from eval.series.mosaic import EmbeddingMap
 
 MOST = 1024  # pixels per side that the components are computed from
 TAILS = (2, 98)  # percentiles that become black and full colour
@@ -29,13 +27,12 @@ def quicklook(argv: list[str]) -> int:
     p.add_argument("--input", type=Path, required=True, help="embedding map; of codes, with <name>_scale.tif beside it")
     p.add_argument("--output", type=Path, required=True, help="GeoTIFF, or .png")
     args = p.parse_args(argv)
-    scales = args.input.with_name(f"{args.input.stem}_scale.tif")
-    with rasterio.open(args.input) as file:
+    with EmbeddingMap(args.input) as source:
+        file = source.file
         if file.count < 3:
             raise ValueError(f"{args.input} has {file.count} bands; a picture needs three")
-        codes = rasterio.open(scales) if file.dtypes[0] == "int8" else None
         step = max(1, -(-max(file.shape) // MOST))
-        small = read(file, codes, out=tuple(-(-side // step) for side in file.shape))
+        small = source.read(size=(-(-file.height // step), -(-file.width // step)))
         seen = ~np.isnan(small[..., 0])
         if seen.sum() < 2:
             raise ValueError(f"{args.input} has no pixel with an embedding")
@@ -45,19 +42,11 @@ def quicklook(argv: list[str]) -> int:
                        crs=file.crs, transform=file.transform, height=file.height, width=file.width)  # fmt: skip
         args.output.parent.mkdir(parents=True, exist_ok=True)
         picture = np.zeros((3, *file.shape), np.uint8)
-        for window in windows_of(file):
-            x = read(file, codes, window)
-            share = ((x - mean) @ axes - low) / np.where(high > low, high - low, 1)
+        for window in source.windows():
+            share = ((source.read(window) - mean) @ axes - low) / np.where(high > low, high - low, 1)
             colour = np.where(np.isnan(share), 0, 1 + np.clip(share, 0, 1) * 254)
             picture[:, *window.toslices()] = np.moveaxis(colour, 2, 0).round()
         with rasterio.open(args.output, "w", **profile) as look:
             look.write(picture)
     print(f"{args.output}: principal components of {seen.sum()} pixels as red, green and blue")
     return 0
-
-
-def read(file: rasterio.DatasetReader, codes: rasterio.DatasetReader | None, window=None, out=None) -> np.ndarray:
-    """Embeddings ``[h, w, D]`` of a window, or of the whole raster at size ``out``; NaN without observation."""
-    options = dict(window=window, resampling=Resampling.nearest)
-    x = np.moveaxis(file.read(out_shape=out and (file.count, *out), **options), 0, 2)
-    return x if codes is None else dequantise(x, codes.read(1, out_shape=out, **options))

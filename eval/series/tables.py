@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pyogrio
-import rasterio
 import rasterio.warp
 import shapely
 import torch
@@ -23,7 +22,7 @@ from dinov2.data.shards import ShardSet
 from dinov2.files import atomic
 from eval.series.encode import embed
 from eval.series.models import SeriesModel, load_model
-from eval.series.precision import dequantise
+from eval.series.mosaic import EmbeddingMap
 
 FEATURE = "e"  # columns e000, e001, ... hold features; all others are kept as they are
 RAW = "raw:"
@@ -68,15 +67,9 @@ def points(argv: list[str]) -> int:
     p.add_argument("--output", type=Path, required=True, help="parquet file")
     args = p.parse_args(argv)
     x, y, crs, others = read_points(args.points)
-    with rasterio.open(args.input) as file:
-        x, y = (np.array(v) for v in rasterio.warp.transform(crs, file.crs, x, y))
-        places = list(zip(x, y, strict=True))
-        features = np.stack(list(file.sample(places))).astype(np.float32)  # nodata outside of the map
-        if file.dtypes[0] == "int8":
-            with rasterio.open(args.input.with_name(f"{args.input.stem}_scale.tif")) as scales:
-                features = dequantise(features, np.stack(list(scales.sample(places)))[:, 0])
-        inside = (x >= file.bounds.left) & (x < file.bounds.right) & (y > file.bounds.bottom) & (y <= file.bounds.top)
-        features[~inside] = np.nan
+    with EmbeddingMap(args.input) as source:
+        x, y = (np.array(v) for v in rasterio.warp.transform(crs, source.file.crs, x, y))
+        features = source.at(list(zip(x, y, strict=True)))
     seen = ~np.isnan(features[:, 0])
     if not seen.any():
         raise ValueError(f"none of the {len(x)} points of {args.points} lies on an embedding of {args.input}")

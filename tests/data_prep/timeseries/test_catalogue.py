@@ -204,7 +204,7 @@ def compare(folder: Path) -> None:
             assert np.array_equal(found[date], array), (name, date, (found[date] != array).sum())
 
 
-@pytest.mark.parametrize("failing, tile", [(False, 25), (True, 50)])
+@pytest.mark.parametrize("failing, tile", [(False, 25), pytest.param(True, 50, marks=pytest.mark.slow)])
 def test_the_cube_equals_the_one_computed_by_hand(archive, roi, tmp_path, failing, tile):
     folder, items = archive
     with Server(folder, items, failing) as server:

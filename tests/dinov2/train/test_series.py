@@ -36,7 +36,7 @@ def gradients(path: str, objective: str, folder: str) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("objective", ["barlow", "moco"])
+@pytest.mark.parametrize("objective", ["barlow", pytest.param("moco", marks=pytest.mark.slow)])
 def test_ranks_equal_one_rank_with_pixels_of_one_sensor_among_them(objective, tmp_path):
     assert_rank_law(gradients, str(tiny_series.shards(tmp_path / "shards")), objective, str(tmp_path), worlds=(2,))
 

@@ -54,7 +54,10 @@ def read(path: Path) -> np.ndarray:
         return file.read()
 
 
-@pytest.mark.parametrize("tiles, devices", [("tiles25", "cpu:2"), ("tiles50", "cpu:1")])
+@pytest.mark.parametrize(
+    "tiles, devices",
+    [("tiles25", "cpu:1"), ("tiles50", "cpu:1"), pytest.param("tiles25", "cpu:2", marks=pytest.mark.slow)],
+)
 def test_tile_size_and_workers_change_no_bit(world, whole, tiles, devices, tmp_path):
     assert run(world, tiles, tmp_path, "--devices", devices) == 0
     assert read(tmp_path / "embedding.tif").tobytes() == read(whole).tobytes()
@@ -150,6 +153,7 @@ def test_a_failed_tile_is_named_and_the_others_are_kept(world, whole, tmp_path, 
     assert read(tmp_path / "out" / "embedding.tif").tobytes() == exact.tobytes()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_equals_uninterrupted(world, whole, tmp_path):
     words = [sys.executable, "eval/embed.py", "--model-obj", str(world / "run"), "--input", str(world / "tiles25")]
     words += ["--output", str(tmp_path / "out"), "--batch-pixels", "64"]
