@@ -34,6 +34,7 @@ from data_prep import (  # noqa: E402
     refine,
     sandbox,
     split,
+    ssl4eo,
     terramesh,
     worldcereal,
 )
@@ -49,6 +50,7 @@ SOURCES = {
     "fmow_sentinel": fmow_sentinel,
     "majortom": majortom,
     "mmearth": mmearth,
+    "ssl4eo": ssl4eo,
     "terramesh": terramesh,
     "pixels": pixels,
     "worldcereal": worldcereal,

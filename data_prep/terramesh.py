@@ -2,6 +2,8 @@
 
     --src/{S2L1C,S2L2A,S1RTC,DEM,LULC}/<cell>.tif     (modalities may be absent; all files of one name are one scene)
 
+or, as published, a tar of zipped zarr files per shard and modality (:mod:`data_prep.terramesh_tars`).
+
 Sentinel-2 offsets are not consistent in this set: neither the date nor the product tells whether a file carries the
 +1000 of processing baseline 04.00. In the five scenes that we looked at the lowest value of a file does: L1C cirrus
 (B10, black over clear sky) starts at 1004-1036 in three scenes and at 8 and 54 in two, one of them of 2023; L2A starts
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep import refine
+from data_prep import terramesh_tars as tars
 from data_prep.common import Plan, Skip, slug
 from data_prep.rasters import Raster, carried_offset, date_of, decode, without_offset
 from data_prep.store import Store
@@ -100,6 +103,8 @@ def plan(args: argparse.Namespace) -> Plan:
     store, filters = Store.at(args.src), refine.Filters.of(args)
     found = store.folders()
     folders = tuple(f for f in (*SPECS, "LULC") if f in found)
+    if shards := tars.shards_of(store, [*folders, *("NDVI" for f in found if f == "NDVI")]):
+        return tars.plan(args.baseline_offset, store, filters, shards)
     if not set(folders) & set(SPECS):
         raise ValueError(f"{args.src} has none of the folders {', '.join(SPECS)}")
     names = {f: {name.split("/", 1)[1] for name in store.files(SUFFIXES, f)} for f in folders}

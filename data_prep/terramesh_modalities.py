@@ -33,6 +33,7 @@ SPECS = {
         folder: _spec(name, SENSORS[name].band_names, "int16", "reflectance", 1e-4, STORED_NODATA)
         for folder, name in (("S2L1C", "sentinel2_l1c"), ("S2L2A", "sentinel2_l2a"))
     },
+    "S1GRD": _spec("sentinel1_grd", ("VV", "VH"), "float16", "db", 1.0, float("nan")),
     "S1RTC": _spec("sentinel1_rtc", ("VV", "VH"), "float32", "db", 1.0, float("nan")),
     "DEM": _spec("dem", ("elevation",), "int16", "metre", 1.0, -32768),
 }

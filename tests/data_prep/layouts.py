@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zarr
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 
@@ -69,3 +70,15 @@ def mmearth(folder: Path, arrays: dict[str, np.ndarray], tiles: dict[str, dict],
         file.create_dataset("metadata", data=np.array(rows, record))
     for what, value in (("splits", splits), ("tile_info", tiles), ("band_stats", {})):
         (folder / f"{folder.name}_{what}.json").write_text(json.dumps(value))
+
+
+def zarr_zip(path: Path, arrays: dict[str, np.ndarray], chunks: dict[str, tuple[int, ...]] | None = None) -> bytes:
+    """A zip of a zarr v2 group; ``chunks`` of some arrays, others are one chunk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = zarr.storage.ZipStore(path, mode="w")
+    group = zarr.create_group(store, zarr_format=2)
+    for name, values in arrays.items():
+        own = (chunks or {}).get(name, values.shape or (1,))
+        group.create_array(name, data=values, chunks=own if values.shape else "auto")
+    store.close()
+    return path.read_bytes()
