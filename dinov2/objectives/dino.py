@@ -152,7 +152,8 @@ class DINO(Objective):
         ``teacher_entropy`` of the image targets and ``teacher_kl``, how far the student is from them, are readings.
         """
         crops, masks = batch.views["global"], batch.views["global"]["masks"]  # masks [2B, L]
-        image, patch = self.teach(crops, masks, now.teacher_temp)
+        where = masks.flatten().nonzero()[:, 0]  # [M], found once: a device has to be asked how many there are
+        image, patch = self.teach(crops, where, now.teacher_temp)
         student = self.encoder.forward_features(crops, masks=masks, fill=self.mask_token[0])
         prototypes = self.heads.prototypes()
 
@@ -168,8 +169,9 @@ class DINO(Objective):
             local = head.bottleneck(self.encoder(batch.views["local"])).unflatten(0, (-1, samples))  # [n, B, d]
             both = torch.stack([first, second])
             dino_local = self.cross_entropy(local, prototypes["cls"], both, image, weights[:samples])
-        hidden = self.heads.of("patch").bottleneck(student["patches"][masks])[None]  # [1, M, d]
-        ibot = self.cross_entropy(hidden, prototypes["patch"], patch.features[None], patch, masked_weights(masks))
+        hidden = self.heads.of("patch").bottleneck(student["patches"].flatten(0, 1)[where])[None]  # [1, M, d]
+        shares = masked_weights(masks).flatten()[where]  # [M]
+        ibot = self.cross_entropy(hidden, prototypes["patch"], patch.features[None], patch, shares)
         spread = torch.stack([koleo(x) for x in student["cls"].chunk(2)]).sum()  # crops of one image may lie together
         entropy = image.entropy()
         divergence = dino_global.detach() * pairs / 2 - entropy  # mean KL of the swapped global crops
@@ -188,10 +190,10 @@ class DINO(Objective):
         return prototype_cross_entropy(own, prototypes, theirs, by.prototypes, by.bias, weights, **temperatures)
 
     @torch.no_grad()
-    def teach(self, crops: View, masks: Tensor, temperature: float) -> tuple[Targets, Targets]:
-        """Targets of the class tokens (2B rows) and of the hidden patches (M rows)."""
+    def teach(self, crops: View, where: Tensor, temperature: float) -> tuple[Targets, Targets]:
+        """Targets of the class tokens (2B rows) and of the hidden patches (those at ``where`` ``[M]`` of 2B * L)."""
         features = self.teacher_encoder.forward_features(crops)
-        tokens = {"cls": features["cls"], "patch": features["patches"][masks]}
+        tokens = {"cls": features["cls"], "patch": features["patches"].flatten(0, 1)[where]}
         prototypes = self.teacher_heads.prototypes()
         image, patch = (self.targets(level, tokens[level], prototypes[level], temperature) for level in LEVELS)
         return image, patch

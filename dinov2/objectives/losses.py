@@ -115,12 +115,11 @@ def koleo(x: Tensor) -> Tensor:
 
 
 def masked_weights(masks: Tensor) -> Tensor:
-    """iBOT's weight of every masked patch of ``masks`` bool ``[B, L]``, row-major: ``1 / (B * masked in its image)``.
+    """iBOT's weight ``[B, L]`` of every patch of ``masks`` bool ``[B, L]``: ``1 / (B * masked in its image)``, or 0.
 
-    So every masked image weighs the same, and ranks may hide different numbers of patches. Shape ``[masks.sum()]``.
+    So every masked image weighs the same, and ranks may hide different numbers of patches.
     """
-    per_image = 1.0 / (len(masks) * masks.sum(1, keepdim=True).clamp_min(1))  # [B, 1]
-    return per_image.expand_as(masks)[masks]
+    return masks / (len(masks) * masks.sum(1, keepdim=True).clamp_min(1))
 
 
 def moved_centre(centre: Tensor, total: Tensor, count: Tensor, momentum: float) -> Tensor:

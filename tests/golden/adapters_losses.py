@@ -154,7 +154,7 @@ def ibot_loss(fixture: Fixture) -> dict[str, Tensor]:
     c, x = fixture.config, fixture.inputs
     masks = x["masks"]  # [B, N]
     teacher = x["teacher_full"].flatten(0, 1)[x["mask_indices"]]  # [M, K]
-    weights = losses.masked_weights(masks)  # [M]
+    weights = losses.masked_weights(masks)[masks]  # [M]
     centre = torch.full((c["K"],), c["center_init"])
     out = {}
     for step in range(c["centering_steps"]):
