@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor
 
+from dinov2.config import fingerprint
 from dinov2.data.stats import Normalisation
 from dinov2.models.export import load_export, read_export_info
 from dinov2.models.state import read_weights
 from dinov2.models.zoo import candidates
 from dinov2.models.zoo.release import sha256
 from dinov2.train import checkpoint
-from dinov2.train.build import build_objective
+from dinov2.train.export import read_encoder
 from eval.networks import Model, Transformer
 from eval.released import released
 
-OURS = {"objective", "config", "normalisation"}  # among what a checkpoint of ours holds
-
 
 def load_file(path: Path, name: str) -> Model:
-    """The model in a file, called ``name``; a file that is none of these raises ValueError."""
+    """The model in a file (or a checkpoint's folder), called ``name``; one that is none of these raises ValueError."""
     if path.suffix == ".safetensors":
         encoder, info = load_export(path)
-        normalisation = info["normalisation"]
+        digest = sha256(path)[:12]
+    elif checkpoint.is_checkpoint(path):
+        encoder, info = read_encoder(path)
+        digest = fingerprint({name: sha256_of(tensor) for name, tensor in encoder.state_dict().items()})
     else:
-        content = read_weights(path)
-        if not (isinstance(content, Mapping) and content.keys() >= OURS):
-            return replace(recognised(path, content), name=name)
-        encoder, normalisation = from_checkpoint(path, content), content["normalisation"]
-    digest = sha256(path)[:12]
+        return replace(recognised(path, read_weights(path)), name=name)
+    normalisation = info["normalisation"]
     return Model(name, "pretrained", digest, Transformer(encoder), Normalisation.from_dict(normalisation))
 
 
@@ -49,12 +47,9 @@ def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
     return model.network.encoder.config, model.normalisation
 
 
-def from_checkpoint(path: Path, content: Mapping[str, Any]) -> nn.Module:
-    """The encoder that the run would export after this checkpoint: the EMA teacher where there is one."""
-    with torch.random.fork_rng():
-        objective = build_objective(OmegaConf.create(content["config"]))
-    checkpoint.restore(objective, content["objective"], path)
-    return objective.export()
+def sha256_of(tensor: Tensor) -> str:
+    """Digest of a tensor's bytes."""
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def recognised(path: Path, content: Any) -> Model:

@@ -3,7 +3,7 @@
 runs/vit_small             a run folder (its model_final.safetensors, or as DINOv2 and Panopticon write it .pth),
                            a folder of run folders, a glob
 path/encoder.safetensors   an exported encoder
-path/step-00001000.pt      a checkpoint of a run, finished or not
+path/step-00001000         a checkpoint of a run, finished or not
 path/model_final.pth       a file of the zoo's models in any layout that DINOv2 or Panopticon write, found by its keys
 dofa@FILE                  a released encoder (a name of dinov2.models.zoo.ZOO) and its file, also looked for in $CDIR;
 dofa@download              ... and its published file, downloaded once into $CDIR (or torch.hub's cache)
@@ -30,6 +30,7 @@ from dinov2.config import fingerprint
 from dinov2.models import build_encoder
 from dinov2.models.zoo import ZOO
 from dinov2.sensors import suggest
+from dinov2.train.checkpoint import PATTERN, is_checkpoint
 from eval.baselines import BASELINES, baseline
 from eval.checkpoints import architecture, load_file
 from eval.networks import Model, PixelStats, Transformer
@@ -99,10 +100,12 @@ def home_of(obj: str) -> Path | None:
 
 def model_file(obj: str) -> Path:
     """The encoder file that a run folder or a file name means."""
-    path = (final_of(Path(obj)) or Path(obj) / FINALS[0]) if Path(obj).is_dir() else Path(obj)
+    path = Path(obj)
+    if path.is_dir() and not is_checkpoint(path):
+        path = final_of(path) or path / FINALS[0]
     if obj in ZOO:
         raise ValueError(f"model {obj!r}: say which weights, as {obj}@FILE, {obj}@download or {obj}@random")
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"model {obj!r}: there is no file {path}; give a run folder, an exported encoder (.safetensors), a "
             f"checkpoint, NAME@FILE for a released one or one of {', '.join(KINDS)}"
@@ -151,9 +154,11 @@ def expand_models(text: str) -> list[str]:
         if is_released(part) or split(part)[0]:
             out.append(part)
         elif any(c in part for c in "*?["):
-            found = [str(p) for p in map(Path, sorted(glob(part))) if p.suffix in ENCODERS or final_of(p)]
+            found = [
+                str(p) for p in map(Path, sorted(glob(part))) if p.suffix in ENCODERS or final_of(p) or is_checkpoint(p)
+            ]
             out += found or missing(part)
-        elif Path(part).is_dir() and not final_of(Path(part)):
+        elif Path(part).is_dir() and not final_of(Path(part)) and not is_checkpoint(Path(part)):
             out += sorted({str(p.parent) for final in FINALS for p in Path(part).rglob(final)}) or missing(part)
         else:
             out.append(part)
@@ -164,7 +169,7 @@ def expand_models(text: str) -> list[str]:
 
 def missing(part: str) -> list[str]:
     """Complain about an entry that matches nothing."""
-    checkpoints = sorted(Path(part).glob("checkpoints/step-*.pt"))
+    checkpoints = sorted(Path(part).glob(f"checkpoints/{PATTERN}"))
     if checkpoints:
         raise ValueError(f"--model-obj {part!r} is not finished; evaluate one of its checkpoints, as {checkpoints[-1]}")
     raise ValueError(f"--model-obj {part!r} holds no {FINALS[0]}{suggest(part, list(KINDS))}")

@@ -52,6 +52,11 @@ def latest(folder: Path) -> Path | None:
     return max((folder / "checkpoints").glob(PATTERN), default=None)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is one."""
+    return (path / REST).is_file()
+
+
 class Saver:
     """Saves the checkpoints of the run in ``folder``, one at a time.
 
@@ -186,11 +191,14 @@ def load_rest(path: Path, parts: Mapping[str, Any] | None = None) -> dict[str, A
     return saved
 
 
-def load_into(path: Path, tensors: Tensors) -> None:
-    """Copy a checkpoint into ``tensors``, whole ones or shards, strictly: missing, extra, misshapen keys are named."""
+def load_into(path: Path, tensors: Tensors, part: bool = False) -> None:
+    """Copy a checkpoint into ``tensors``, whole ones or shards, strictly: missing, extra, misshapen keys are named.
+
+    ``part``: the others of the checkpoint are not asked for.
+    """
     found = contents(path)
     problems = [f"missing {k}" for k in tensors.keys() - found.keys()]
-    problems += [f"unexpected {k}" for k in found.keys() - tensors.keys()]
+    problems += [f"unexpected {k}" for k in found.keys() - tensors.keys() if not part]
     problems += [
         f"{k} is {tuple(found[k].size)}, the model's is {tuple(tensors[k].shape)}"
         for k in tensors.keys() & found.keys()

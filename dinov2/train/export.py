@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from dinov2 import config, distributed
 from dinov2.models import build_encoder
@@ -25,35 +24,39 @@ def export(cfg: DictConfig, path: Path, parts: Parts, done: int) -> Path:
     encoder = cast(VisionTransformer, parts.objective.export())
     state = whole_state(encoder)
     if distributed.rank() == 0:
-        write(cfg, path, encoder.config, state, parts.normalisation.to_dict(), done)
+        plain = cast(VisionTransformer, build_loaded(partial(build_encoder, **encoder.config), state, "the run"))
+        save(path, plain, parts.normalisation.to_dict(), done, cfg)
     distributed.barrier()
     return path
 
 
-def export_checkpoint(saved: Path, path: Path) -> Path:
-    """Write the encoder of a checkpoint, in one process, reading no more of it than that."""
+def read_encoder(saved: Path) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The encoder that the run would export after this checkpoint, and what the checkpoint holds besides tensors.
+
+    In one process, reading no more tensors than the encoder's.
+    """
     rest = checkpoint.load_rest(saved)
     cfg = cast(DictConfig, OmegaConf.create(rest["config"]))
     cfg.model.weights = None  # where training began does not matter any more
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng():
         objective = build_objective(cfg)
     encoder = cast(VisionTransformer, objective.export())
     name = next(name for name, module in objective.named_modules() if module is encoder)
-    state = checkpoint.read(saved, f"objective.{name}.")
-    write(cfg, path, encoder.config, state, rest["normalisation"], rest["step"])
+    encoder.to_empty(device="cpu")
+    checkpoint.load_into(saved, {f"objective.{name}.{k}": v for k, v in encoder.state_dict().items()}, part=True)
+    return encoder.eval(), rest
+
+
+def export_checkpoint(saved: Path, path: Path) -> Path:
+    """Write the encoder of a checkpoint."""
+    encoder, rest = read_encoder(saved)
+    cfg = OmegaConf.create(rest["config"])
+    save(path, encoder, rest["normalisation"], rest["step"], cast(DictConfig, cfg))
     return path
 
 
-def write(
-    cfg: DictConfig,
-    path: Path,
-    architecture: dict[str, Any],
-    state: dict[str, Tensor],
-    normalisation: dict[str, Any],
-    done: int,
-) -> None:
-    """An export of the weights ``state`` after ``done`` steps."""
-    encoder = build_loaded(partial(build_encoder, **architecture), state, "the run's encoder")
-    info = {"step": done, "config": config.plain(cfg), "objective": cfg.objective.name}
+def save(path: Path, encoder: VisionTransformer, normalisation: dict[str, Any], done: int, cfg: DictConfig) -> None:
+    """An export of ``encoder`` after ``done`` steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    info = {"step": done, "config": config.plain(cfg), "objective": cfg.objective.name}
     save_export(path, encoder, normalisation=normalisation, info=info)

@@ -25,10 +25,10 @@ def test_a_checkpoint_is_the_encoder_that_its_run_exports(objective, shards, tmp
     cfg = tiny.config(tmp_path, objective, shards, steps=2, save_every=1)
     with torch.enable_grad():
         train(cfg, tmp_path / "run")
-    last, final = (load_model(str(tmp_path / "run" / f)) for f in ("checkpoints/step-00000002.pt", ""))
+    last, final = (load_model(str(tmp_path / "run" / f)) for f in ("checkpoints/step-00000002", ""))
     x = view()
     assert torch.equal(last.embed(x), final.embed(x)) and last.normalisation == final.normalisation
-    first = load_model(str(tmp_path / "run/checkpoints/step-00000001.pt"))
+    first = load_model(str(tmp_path / "run/checkpoints/step-00000001"))
     assert not torch.equal(first.embed(x), final.embed(x)) and first.digest != last.digest
     assert (first.name, final.name) == ("run/step-00000001", "run") and first.role == "pretrained"
 
@@ -37,10 +37,10 @@ def test_a_run_that_is_not_finished_names_its_checkpoints(shards, tmp_path):
     cfg = tiny.config(tmp_path, "simclr", shards, steps=2, save_every=1)
     train(cfg, tmp_path / "run")
     (tmp_path / "run/model_final.safetensors").unlink()
-    with pytest.raises(ValueError, match="not finished; evaluate one of its checkpoints, as .*step-00000002.pt"):
+    with pytest.raises(ValueError, match="not finished; evaluate one of its checkpoints, as .*step-00000002"):
         expand_models(str(tmp_path / "run"))
-    checkpoint = str(tmp_path / "run/checkpoints/step-00000002.pt")
-    assert expand_models(f"{tmp_path}/run/checkpoints/*.pt")[-1] == checkpoint
+    checkpoint = str(tmp_path / "run/checkpoints/step-00000002")
+    assert expand_models(f"{tmp_path}/run/checkpoints/*")[-1] == checkpoint
     assert home_of(checkpoint) == tmp_path / "run/eval_step-00000002"
     floor = load_model(fresh(checkpoint))
     assert (floor.role, floor.name) == ("floor", "random:run/step-00000002")

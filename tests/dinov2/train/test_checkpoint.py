@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinov2.models.export import load_export
 from dinov2.train import checkpoint
 from dinov2.train.checkpoint import Saver
+from dinov2.train.export import export_checkpoint
+from dinov2.train.trainer import train
+from tests import tiny
 
 REST = {"step": 0, "words": "a"}
 
@@ -140,3 +144,15 @@ def test_strict(tmp_path):
         checkpoint.load_into(path, {**good, "x.a": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"missing \['more'\], unexpected \['words'\]; another version"):
         checkpoint.load_rest(path, {"step": 1, "more": 1})
+
+
+def test_an_encoder_is_exported_without_what_training_needs(tmp_path):
+    cfg = tiny.config(tmp_path, "dino", tiny.shards(tmp_path / "shards"), save_every=3)
+    final = train(cfg, tmp_path / "run")
+    newest = checkpoint.latest(tmp_path / "run")
+    for state in newest.glob("*.distcp"):  # the tensors that an export needs are a small part of the file
+        assert state.stat().st_size > 3 * final.stat().st_size
+    export_checkpoint(newest, tmp_path / "encoder.safetensors")
+    (encoder, info), (expected, about) = load_export(tmp_path / "encoder.safetensors"), load_export(final)
+    assert info == about
+    assert all(torch.equal(v, expected.state_dict()[k]) for k, v in encoder.state_dict().items())
