@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -28,6 +29,11 @@ def chosen_blocks(n: int | Sequence[int], depth: int) -> set[int]:
     if not wanted <= set(range(depth)):
         raise ValueError(f"the encoder has blocks 0..{depth - 1}; cannot return {n}")
     return wanted
+
+
+def latest(steps: Iterator[Tensor]) -> Tensor:
+    """The last of them; the others are let go at once."""
+    return deque(steps, maxlen=1).pop()
 
 
 class VisionTransformer(nn.Module):
@@ -130,9 +136,7 @@ class VisionTransformer(nn.Module):
         ``masks`` bool ``[B, L]``: these patch tokens are replaced by ``fill [D]``. ``keep`` ``[B, K]``: only these
         patches are embedded and seen.
         """
-        tokens = self.tokens(x, masks, fill, keep)
-        for tokens in self.steps(tokens, self.grid(x)):  # the last of them stays
-            pass
+        tokens = latest(self.steps(self.tokens(x, masks, fill, keep), self.grid(x)))
         return {**self.split(self.norm(tokens)), "prenorm": tokens}
 
     def split(self, tokens: Tensor) -> dict[str, Tensor]:

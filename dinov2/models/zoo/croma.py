@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from dinov2.models.layers import Mlp
 from dinov2.models.patch import ConvPatchEmbed, fixed_bands, patch_grid
 from dinov2.models.state import State
-from dinov2.models.vit import Input, chosen_blocks
+from dinov2.models.vit import Input, chosen_blocks, latest
 from dinov2.models.zoo.release import Bands, Converted, Expects, Release, encoder_state
 
 S2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
@@ -60,11 +59,6 @@ def alibi(height: int, width: int, heads: int) -> Tensor:
     distance = (places[:, None] - places[None]).norm(dim=-1)
     slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device="cpu", dtype=torch.float64) / heads)
     return (-slopes[:, None, None] * distance).float()
-
-
-def latest(steps: Iterator[Tensor]) -> Tensor:
-    """The last of them; the others are let go at once."""
-    return deque(steps, maxlen=1).pop()
 
 
 class Attention(nn.Module):
