@@ -55,7 +55,7 @@ def _remote(path: str, call: Callable[[Any, str], T], waits: tuple[float, ...] =
                 if isinstance(error, FileNotFoundError):
                     GONE.add(path)
                     raise
-                raise StorageError(f"{path}: the store does not answer ({type(error).__name__}: {error})") from error
+                raise StorageError(f"{path}: the store cannot be read ({type(error).__name__}: {error})") from error
             log.warning("%s: %s: %s; trying again in %g s", path, type(error).__name__, error, wait)
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
