@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from dinov2.config import fingerprint
 from dinov2.data.stats import Normalisation
 from dinov2.models.export import load_export, read_export_info
 from dinov2.models.state import read_weights
@@ -18,7 +13,7 @@ from dinov2.models.zoo import candidates
 from dinov2.models.zoo.release import sha256
 from dinov2.train import checkpoint
 from dinov2.train.export import read_encoder
-from eval.networks import Model, Transformer
+from eval.networks import Model, Transformer, digest
 from eval.released import released
 
 
@@ -26,14 +21,14 @@ def load_file(path: Path, name: str) -> Model:
     """The model in a file (or a checkpoint's folder), called ``name``; one that is none of these raises ValueError."""
     if path.suffix == ".safetensors":
         encoder, info = load_export(path)
-        digest = sha256(path)[:12]
+        identity = sha256(path)[:12]
     elif checkpoint.is_checkpoint(path):
         encoder, info = read_encoder(path)
-        digest = fingerprint({name: sha256_of(tensor) for name, tensor in encoder.state_dict().items()})
+        identity = digest(encoder)
     else:
         return replace(recognised(path, read_weights(path)), name=name)
     normalisation = info["normalisation"]
-    return Model(name, "pretrained", digest, Transformer(encoder), Normalisation.from_dict(normalisation))
+    return Model(name, "pretrained", identity, Transformer(encoder), Normalisation.from_dict(normalisation))
 
 
 def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
@@ -45,11 +40,6 @@ def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
     if not isinstance(model.network, Transformer) or model.expects:
         raise ValueError(f"{path} holds a released encoder: its random floor is NAME@random")
     return model.network.encoder.config, model.normalisation
-
-
-def sha256_of(tensor: Tensor) -> str:
-    """Digest of a tensor's bytes."""
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def recognised(path: Path, content: Any) -> Model:

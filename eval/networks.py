@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,6 +105,15 @@ class Released(Transformer):
     def maps(self, x: View) -> list[Tensor]:
         """Feature maps ``[B, D', h, w]`` after the released blocks."""
         return list(self.encoder.maps(x, self.expects.layers))
+
+
+def digest(module: nn.Module) -> str:
+    """Twelve hex digits that identify the weights."""
+    found = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
 
 
 class ForData(Network):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from dinov2.data.batch import View
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.zoo.release import Expects
-from eval.networks import Model, Network, Transformer
+from eval.networks import Model, Network, Transformer, digest
 from eval.released import options
 
 
@@ -70,12 +69,3 @@ def users_encoder(target: str, seed: int) -> Model:
         raise ValueError(f"model {name!r}: expects should be a dinov2.models.zoo.release.Expects")
     network = Transformer(encoder) if isinstance(encoder, VisionTransformer) else UsersEncoder(encoder, name)
     return Model(name, "pretrained", digest(encoder), network, expects=expects)
-
-
-def digest(module: nn.Module) -> str:
-    """Twelve hex digits that identify the weights."""
-    found = hashlib.sha256()
-    for key, value in module.state_dict().items():
-        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:12]
