@@ -6,7 +6,7 @@
 
 A sample is a tile with all its dates ``[T, C, H, W]``. What is stored is what the makers stored: Sentinel-2's true
 colour (sensor ``rgb``) beside its other bands, which are reflectance in steps of 0.0032; Sentinel-1 and Landsat in
-digital numbers. Images stay at the size of their files; the resolutions in image keys are nominal, 512 pixels being 10 m.
+digital numbers. Images stay at the size of their files; resolutions in image keys are nominal (512 pixels: 10 m).
 
 Source: allenai/satlas (SatlasPretrain.md, Normalization.md: products are Level 1C), arXiv 2211.15660.
 
@@ -34,14 +34,12 @@ ZOOM = 13
 HALF_WORLD = 20_037_508.342789244  # metres of Web Mercator
 NOMINAL = 512 * 10  # metres of a tile's side in image keys
 GOOD, TIMES = "metadata/good_images_lowres_all.json", "metadata/image_times.json"
+S2 = ("B05", "B06", "B07", "B08", "B11", "B12")
 # product -> (folder of a band, sensor, band names, unit, scale, nodata); tci holds three bands
 BANDS: Mapping[str, Sequence[tuple[str, str, tuple[str, ...], str, float, float | None]]] = {
     "sentinel2": [
         ("tci", "rgb", ("red", "green", "blue"), "dn", 1.0, 0),
-        *(
-            (b.lower(), "sentinel2_l1c", (b,), "reflectance", 32e-4, 0)
-            for b in ("B05", "B06", "B07", "B08", "B11", "B12")
-        ),
+        *((b.lower(), "sentinel2_l1c", (b,), "reflectance", 32e-4, 0) for b in S2),
     ],
     "sentinel1": [(b.lower(), "sentinel1_grd", (b,), "dn", 1.0, None) for b in ("VH", "VV")],
     "landsat": [(f"b{i}", "landsat8_l1", (f"B{i}",), "dn", 1.0, 0) for i in range(1, 12)],
@@ -87,41 +85,27 @@ class Tiles:
         images, specs, times = {}, {}, {}
         for product, scenes in tile.scenes.items():
             dates = [self._scene(product, scene, tile) for scene, _ in scenes]
+            if len({tuple((key, stored.shape) for key, (_, stored) in date.items()) for date in dates}) > 1:
+                raise Refused(f"{product}, tile {tile.column}_{tile.row}: scenes differ in the sizes of their bands")
             for key, (spec, _) in dates[0].items():
-                if any(
-                    date.keys() != dates[0].keys() or date[key][1].shape != dates[0][key][1].shape for date in dates
-                ):
-                    raise Refused(
-                        f"{product}, tile {tile.column}_{tile.row}: scenes differ in the sizes of their bands"
-                    )
                 images[key], specs[key] = np.stack([date[key][1] for date in dates]), spec
                 times[key] = [day for _, day in scenes]
-        place = f"{tile.column}_{tile.row}"
+        place, footprint = f"{tile.column}_{tile.row}", bounds(tile.column, tile.row)
         labels = {n: self._label(n, place, images) for n in LABELS if self.store.exists(f"static/{place}")}
-        return Sample(
-            slug(f"tile_{place}"),
-            images,
-            specs,
-            times,
-            bounds(tile.column, tile.row),
-            "EPSG:3857",
-            labels,
-            {"tile": place},
-        )
+        return Sample(slug(f"tile_{place}"), images, specs, times, footprint, "EPSG:3857", labels, {"tile": place})
 
     def _scene(self, product: str, scene: str, tile: Tile) -> dict[str, tuple[ImageSpec, np.ndarray]]:
         """Image key -> what it is and its pixels ``[C, h, w]``, bands of one sensor and size together."""
         groups: dict[tuple[str, int], list[tuple[tuple[str, ...], np.ndarray]]] = {}
-        about = {}
-        for folder, sensor, names, *rest in BANDS[product]:
+        about: dict[str, tuple[str, float, float | None]] = {}
+        for folder, sensor, names, unit, scale, nodata in BANDS[product]:
             name = f"{product}/{scene}/{folder}/{tile.column}_{tile.row}.png"
             stored = decode(self.store.read(name), self.store.path(name)).pixels
             if len(stored) != len(names) or stored.dtype != np.uint8:
-                raise Refused(
-                    f"{self.store.path(name)} is {len(stored)} bands of {stored.dtype}, not {len(names)} of uint8"
-                )
+                found = f"{len(stored)} bands of {stored.dtype}"
+                raise Refused(f"{self.store.path(name)} is {found}, not {len(names)} of uint8")
             groups.setdefault((sensor, stored.shape[-1]), []).append((names, stored))
-            about[sensor] = rest
+            about[sensor] = (unit, scale, nodata)
         out = {}
         for (sensor, size), bands in groups.items():
             names = tuple(name for own, _ in bands for name in own)

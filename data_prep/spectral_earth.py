@@ -6,7 +6,7 @@ A sample is one image; images of one place share ``meta.place``. Dates are those
 
 Source: AABNassim/spectral_earth (README), arXiv 2408.08447.
 
-Example: python data_prep/main.py spectral_earth --src spectral_earth/enmap --list splits/enmap/train.txt --out data/enmap
+Example: python data_prep/main.py spectral_earth --src spectral_earth/enmap --out data/spectral_earth
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ DATE = re.compile(r"(?<!\d)(20\d{2})(\d{2})(\d{2})(?!\d{2}(?!\d))")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this source."""
     refine.add_arguments(parser)
-    parser.add_argument(
-        "--list", type=Path, help="text file of the images to take, <place>/<image>.tif each; all by default"
-    )
+    parser.add_argument("--list", type=Path, help="text file of the images to take; all by default")
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,8 @@ class Images:
             return Skip(reason)
         sensor = SENSORS["enmap"]
         nodata = sensor.nodata if raster.nodata is None else raster.nodata
-        spec = ImageSpec(
-            "enmap", raster.gsd_m or 30, BANDS, str(raster.pixels.dtype), sensor.unit, sensor.scale, 0.0, nodata
-        )
+        gsd, dtype = raster.gsd_m or sensor.bands[0].gsd_m, str(raster.pixels.dtype)
+        spec = ImageSpec(sensor.name, gsd, BANDS, dtype, sensor.unit, sensor.scale, 0.0, nodata)
         path = PurePosixPath(name)
         key, meta = slug(path.with_suffix("").as_posix()), {"place": path.parent.as_posix(), "file": name}
         times = {spec.key: [date] if date else []}

@@ -32,9 +32,8 @@ def test_all_202_bands_by_wavelength(tmp_path):
     (tmp_path / "list.txt").write_text(f"{names[1]}\n")
     (one,) = prepared("spectral_earth", tmp_path / "enmap", tmp_path / "b", "--list", str(tmp_path / "list.txt"))
     assert one.meta == {"place": "p1", "file": names[1]}
-    (other,) = prepared(
-        "spectral_earth", tmp_path / "enmap", tmp_path / "c", "--dates", "2022-01-01", "2022-12-31", "--limit", "2"
-    )
+    words = ("--dates", "2022-01-01", "2022-12-31", "--limit", "2")
+    (other,) = prepared("spectral_earth", tmp_path / "enmap", tmp_path / "c", *words)
     assert other.key == "p1_enmap_20220724_a"
     (tmp_path / "list.txt").write_text("p9/x.tif")
     with pytest.raises(ValueError, match="enmap/p9/x.tif is missing, which .*list.txt lists"):
