@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     refine.add_arguments(parser, chip=False)
     add = parser.add_argument
     add("--sensor", required=True, help="name of a file in configs/sensors")
-    add("--bands", help="names in the order of the files' bands, with commas; all of the sensor's by default")
+    add(
+        "--bands",
+        help="names in the order of the files' bands, with commas, - for one that is left out; all by default",
+    )
     add("--drop-bad-bands", action="store_true", help="leave out the bands whose tag 'bbl' is 0")
     add("--unit", choices=UNITS, help="of stored * scale + offset; the sensor's by default")
     add("--scale", type=float, help="the sensor's by default")

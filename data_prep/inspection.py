@@ -15,6 +15,7 @@ from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS, Band, Sensor
 
 NEGATIVE = 0.1  # share of pixels; products of linear power from which noise was taken off contain some
+LEFT_OUT = "-"  # in --bands: a band of the file that is not taken
 MOST = 1024  # pixels per side that are looked at, evenly over the raster
 
 
@@ -32,7 +33,7 @@ def inspect(path: str, args: argparse.Namespace) -> tuple[Product, tuple[int, in
     """Product, shape and date of one file; ValueError where the file contradicts the sensor or the options."""
     sensor = SENSORS[args.sensor]
     names = args.bands.split(",") if args.bands else list(sensor.band_names)
-    bands = sensor.select(names).bands
+    bands = {i: sensor.band(name) for i, name in enumerate(names) if name != LEFT_OUT}
     with open_raster(path) as raster:
         if raster.count != len(names):
             raise ValueError(f"{path} has {raster.count} bands, {len(names)} are named: {', '.join(names[:14])}")
@@ -41,10 +42,10 @@ def inspect(path: str, args: argparse.Namespace) -> tuple[Product, tuple[int, in
                 f"{path} has bands of type {', '.join(sorted(set(raster.dtypes)))}: one real type is needed"
             )
         tags = [raster.tags(i + 1) for i in range(raster.count)]
-        for band, tag in zip(bands, tags, strict=True):
-            check_wavelength(path, band, tag)
-        keep = [i for i, tag in enumerate(tags) if not (args.drop_bad_bands and good_band(path, tag) == "0")]
-        gsd = pixel_size(raster, bands)
+        for i, band in bands.items():
+            check_wavelength(path, band, tags[i])
+        keep = [i for i in bands if not (args.drop_bad_bands and good_band(path, tags[i]) == "0")]
+        gsd = pixel_size(raster, [*bands.values()])
         spec = described(args, sensor, gsd, [names[i] for i in keep], raster.dtypes[0])
         check_nodata(path, raster, spec, args)
         check_scale(path, raster, sensor, args)

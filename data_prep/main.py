@@ -21,6 +21,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from data_prep import (  # noqa: E402
+    band_files,
     common,
     drift,
     fetch,
@@ -48,6 +49,7 @@ from dinov2.data.stats import Stats  # noqa: E402
 SOURCES = {
     "sandbox": sandbox,
     "folder": folder,
+    "band_files": band_files,
     "fmow": fmow,
     "fmow_sentinel": fmow_sentinel,
     "majortom": majortom,

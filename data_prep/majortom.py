@@ -15,7 +15,7 @@ Example: python data_prep/main.py majortom --src majortom --out data/majortom --
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from data_prep import refine
 from data_prep.common import Plan, Refused, slug
 from data_prep.majortom_index import METADATA, Patch, patches
-from data_prep.rasters import STORED_NODATA, Raster, carried_offset, decode, without_offset
+from data_prep.rasters import STORED_NODATA, Raster, carried_offset, decode, stack, without_offset
 from data_prep.store import Store
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards.members import MAX_BYTES
@@ -139,15 +139,6 @@ class Cells:
 
 
 TOLERANCE = 60.0  # metres: the coarsest pixel of a cell
-
-
-def stack(rasters: Sequence[Raster], what: str) -> np.ndarray:
-    """Single-band rasters of one shape and type as ``[C, h, w]``."""
-    kinds = {(raster.pixels.shape, raster.pixels.dtype.name) for raster in rasters}
-    if len(kinds) > 1 or rasters[0].pixels.shape[0] != 1:
-        raise Refused(f"{what}: bands of one resolution differ in shape or type: {sorted(kinds)}")
-    stored = np.concatenate([raster.pixels for raster in rasters])
-    return stored.astype(np.float32) if stored.dtype == np.float64 else stored
 
 
 def lowest(rasters: Mapping[str, Raster]) -> np.ndarray:

@@ -115,6 +115,15 @@ def decode(data: bytes, what: str) -> Raster:
         raise Refused(f"{what} is damaged: {error}") from error
 
 
+def stack(rasters: Sequence[Raster], what: str) -> np.ndarray:
+    """Single-band rasters of one shape and type as ``[C, h, w]``."""
+    kinds = {(raster.pixels.shape, raster.pixels.dtype.name) for raster in rasters}
+    if len(kinds) > 1 or rasters[0].pixels.shape[0] != 1:
+        raise Refused(f"{what}: bands of one resolution differ in shape or type: {sorted(kinds)}")
+    stored = np.concatenate([raster.pixels for raster in rasters])
+    return stored.astype(np.float32) if stored.dtype == np.float64 else stored
+
+
 def place(raster: rasterio.DatasetReader, window: Window) -> tuple[Bounds | None, str | None]:
     """Footprint and reference system of a window; (None, None) for a raster without one."""
     if raster.crs is None:

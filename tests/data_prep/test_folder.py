@@ -1,5 +1,7 @@
+import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import rasterio
@@ -46,6 +48,8 @@ def samples(src: Path, *words: str) -> list[Sample]:
 
 LANDSAT = ("--sensor", "landsat8", "--bands", "B4,B3")
 S2 = ("--sensor", "sentinel2_l2a", "--bands", "B04,B08")
+L30 = ("--sensor", "hls_l30", "--bands", "B01,B02,B03,B04,B05,B06,B07,B09,-,-")
+L30_THERMAL = ("--sensor", "hls_l30_thermal", "--bands", "-,-,-,-,-,-,-,-,B10,B11")
 
 
 def test_chips_are_the_rasters_pixels(tmp_path, capsys):
@@ -275,3 +279,30 @@ def test_enmap_tiles(realdata):
         covered = [(mask == c).mean() for c in range(7)]
         assert sample.labels["scene"] == (int(np.argmax(covered)) if max(covered) >= 0.5 else -1)
         assert sample.times == {"enmap-30m": ["2022-07-24"]} and sample.crs == "EPSG:32633"
+
+
+def test_windows_of_a_url(tmp_path):
+    image = RNG.integers(1, 60_000, (2, 64, 64)).astype(np.uint16)
+    data = tif(tmp_path / "a.tif", image, tiled=True, blockxsize=16, blockysize=16).read_bytes()
+    fsspec.filesystem("memory").pipe("/folder_windows/sub/a.tif", data)
+    words = (*LANDSAT, "--chip", "16", "--keep-bands", "landsat8=B3", "--out", str(tmp_path / "out"))
+    assert main(["folder", "--src", "memory://folder_windows", *words]) == 0
+    shards = ShardSet.open(tmp_path / "out")
+    assert len(shards) == 16
+    assert np.array_equal(shards.read(0, 6).images["landsat8-10m"], image[1:, 16:32, 32:48])
+
+
+@pytest.mark.realdata
+def test_hls_optical_and_thermal_bands_of_one_file(realdata, tmp_path):
+    path = shutil.copy(realdata / "hls/segmentation_test_0_input.tif", tmp_path)
+    with rasterio.open(path) as raster:
+        stored = raster.read()
+    scaled = ("--chip", "56", "--scale")
+    optical = samples(tmp_path, *L30, *scaled, "1e-4", "--offset", "0")
+    thermal = samples(tmp_path, *L30_THERMAL, *scaled, "0.01", "--offset", "273.15")
+    assert len(optical) == len(thermal) == 16
+    for made, key, part in ((optical, "hls_l30-30m", stored[:8]), (thermal, "hls_l30_thermal-30m", stored[8:])):
+        assert np.array_equal(made[5].images[key], part[:, 56:112, 56:112])
+    spec = thermal[5].specs["hls_l30_thermal-30m"]
+    kelvin = spec.to_model(thermal[5].images[spec.key])
+    assert spec.unit == "kelvin" and 290 < kelvin.mean() < 315

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common import Plan, Skip, slug, write
-from data_prep.main import main, parse
+from data_prep.main import SOURCES, main, parse
 from data_prep.sandbox import plan
 from dinov2.data.shards import verify
 
@@ -57,7 +57,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
 
 
 def test_every_source_explains_itself(capsys):
-    for command in ("sandbox", "folder", "terramesh", "verify", "stats"):
+    for command in (*SOURCES, "verify", "stats", "fetch", "split", "leakage"):
         with pytest.raises(SystemExit) as stop:
             parse([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())

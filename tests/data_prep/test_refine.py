@@ -8,7 +8,8 @@ from data_prep import footprints
 from data_prep.common import Plan, Refused, Skip, write
 from data_prep.footprints import lonlat, overlap
 from data_prep.main import main, parse
-from data_prep.refine import Filters, Refine, map_info, tiles
+from data_prep.refine import Filters, Refine, map_info
+from data_prep.tiling import tiles
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import ShardSet
 
