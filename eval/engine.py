@@ -1,114 +1,33 @@
-"""The grid of models x evaluations x seeds: planned, run cell by cell, collected from files."""
+"""The grid of models x evaluations x seeds: run cell by cell, collected from files."""
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
 from torch import Tensor
 
 from dinov2 import distributed
 from eval import schema
-from eval.datasets import EvalDataset, build_dataset
-from eval.encoders import fresh, home_of, load_model, name_of, seeded
-from eval.features import Trial, extract
-from eval.joining import ZEROS, received_table
+from eval.bench import Bench
+from eval.cells import Cell, default_output, plan
+from eval.datasets import EvalDataset
+from eval.encoders import name_of, seeded
+from eval.features import Trial
+from eval.joining import ZEROS
 from eval.labels import Labels, labels_hash, limited
 from eval.networks import Model
 from eval.probe import ProbeData
-from eval.results import CellFile, Row, write_tables, written
+from eval.results import Row, write_tables, written
 from eval.scoring import Outcome, score, states_of
 from eval.tasks.decoder import Options, decoder
-from eval.tasks.encoding import Store
+from eval.tasks.heads import Wanted
 from eval.trained import Trained, load_trained
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One model on one evaluation with one seed, and the file that will hold its row."""
-
-    model: str
-    evaluation: schema.Evaluation
-    seed: int
-    file: CellFile
-
-    @property
-    def source(self) -> str:
-        """The entry whose weights the encoder starts from."""
-        return fresh(self.model) if self.evaluation.task.get("train") == "scratch" else self.model
-
-    @property
-    def group(self) -> str:
-        """Cells of one group are done by one rank: probes share features, a decoder takes its time by itself."""
-        alone = f" {self.evaluation.name} {self.seed}" if self.evaluation.task["name"] == "decoder" else ""
-        return f"{self.model} {sorted(self.evaluation.dataset.items())}{alone}"
-
-    def __str__(self) -> str:
-        return f"{self.evaluation.name}, {name_of(self.model)}, seed {self.seed}"
-
-
-@dataclass
-class Bench:
-    """Models, datasets and features that the cells of one call share."""
-
-    device: torch.device
-    show: bool = False  # print what every model receives, before it is evaluated
-    datasets: dict[str, EvalDataset] = field(default_factory=dict)
-    loaded: tuple[tuple[str, int], Model] | None = None  # the latest model only: cells come sorted by it
-    trials: dict[tuple[str, ...], Trial] = field(default_factory=dict)  # of the latest model, too
-    features: dict[tuple[str, ...], dict[str, dict[str, Tensor]]] = field(default_factory=dict)
-    store: Store = field(default_factory=Store)
-
-    def dataset(self, options: Mapping[str, Any]) -> EvalDataset:
-        """Opened on first use."""
-        key = repr(sorted(options.items()))
-        if key not in self.datasets:
-            self.datasets[key] = build_dataset(options)
-        return self.datasets[key]
-
-    def model(self, obj: str, seed: int) -> Model:
-        """Loaded on first use; only a random model depends on the seed."""
-        key = (obj, seed if seeded(obj) else 0)
-        if self.loaded is None or self.loaded[0] != key:
-            self.loaded = key, load_model(obj, self.device, seed)
-        return self.loaded[1]
-
-    def trial(self, model: Model, dataset: EvalDataset, evaluation: schema.Evaluation) -> Trial:
-        """The model on the dataset, joined and checked on first use."""
-        sizing, running = evaluation.model["size"], evaluation.running
-        key = (model.digest, repr(sorted(evaluation.dataset.items())), evaluation.missing, str(sizing))
-        if key not in self.trials:
-            self.trials = {k: v for k, v in self.trials.items() if k[0] == model.digest}
-            self.trials[key] = Trial.of(
-                model,
-                dataset,
-                self.device,
-                missing=evaluation.missing,
-                sizing=sizing,
-                batch_size=running["batch_size"],
-                workers=running["workers"],
-                key=key,
-            )
-            if self.show:
-                joined = self.trials[key].joined
-                print(f"{model.name} on {dataset.name}: {joined.sizing}; {joined.words}; it receives")
-                Console(highlight=False).print(received_table(self.trials[key].received))
-        return self.trials[key]
-
-    def pooled(self, trial: Trial) -> dict[str, dict[str, Tensor]]:
-        """The features of all splits, made on first use: datasets that differ in their targets alone share them."""
-        key = (trial.key[0], trial.dataset.view_hash, *trial.key[2:])
-        if key not in self.features:
-            self.features = {k: v for k, v in self.features.items() if k[0] == key[0]}
-            self.features[key] = extract(trial)
-        return self.features[key]
+__all__ = ["Bench", "Cell", "collect", "default_output", "evaluate", "plan", "run", "run_cell"]
 
 
 def run_cell(cell: Cell, bench: Bench) -> Row:
@@ -116,14 +35,7 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
     evaluation, dataset = cell.evaluation, bench.dataset(cell.evaluation.dataset)
     model = bench.model(cell.source, cell.seed)
     rows = limited(dataset, Labels(**evaluation.labels))
-    identity = {
-        "config_hash": evaluation.config_hash,
-        "data_hash": dataset.data_hash,
-        "split_hash": dataset.split_hash,
-        "model_hash": model.digest,
-    }
-    if len(rows) < len(dataset.splits["train"]):
-        identity["labels_hash"] = labels_hash(dataset, rows)
+    identity = identity_of(cell, dataset, model, rows)
     done = cell.file.done(identity)
     if done is not None:
         return done
@@ -163,6 +75,18 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
     return row
 
 
+def identity_of(cell: Cell, dataset: EvalDataset, model: Model, rows: Sequence[int]) -> dict[str, str]:
+    """What decides a cell's result."""
+    identity = {
+        "config_hash": cell.evaluation.config_hash,
+        "data_hash": dataset.data_hash,
+        "split_hash": dataset.split_hash,
+        "model_hash": model.digest,
+    }
+    few = len(rows) < len(dataset.splits["train"])
+    return identity | ({"labels_hash": labels_hash(dataset, rows)} if few else {})
+
+
 def test_again(cell: Cell, bench: Bench) -> Row:
     """A finished cell's row with new scores of its kept head on the test images, normalised as in its training."""
     if not cell.file.trained.is_file():
@@ -190,8 +114,7 @@ def learn(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int]) -> Outcom
     task = dict(cell.evaluation.task)
     name, dataset = task.pop("name"), trial.dataset
     if name == "decoder":
-        bench.store.limit = cell.evaluation.running["memory"]
-        return decoder(trial, bench.store, rows, cell.seed, Options(**task))
+        return learn_together(cell, bench, trial, rows, Options(**task))
     labels = {split: dataset.splits[split].labels for split in ("train", "val")}
     if labels["train"] is None or labels["val"] is None:
         raise ValueError(
@@ -210,31 +133,22 @@ def learn(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int]) -> Outcom
     return schema.TASKS[name](data, cell.seed, **task)
 
 
-def plan(models: Sequence[str], evaluations: Sequence[schema.Evaluation], output: Path | None) -> list[Cell]:
-    """All cells, those that share features side by side. Without ``output`` rows lie in the models' run folders."""
-    names = [name_of(obj) for obj in models]
-    for what, called in (("models", names), ("configs", [e.name for e in evaluations])):
-        twice = sorted({n for n in called if called.count(n) > 1})
-        if twice:
-            raise ValueError(f"two {what} are called {', '.join(twice)}: evaluate them in separate calls")
-    shared = output or default_output(models)
-    cells = []
-    for obj, name in zip(models, names, strict=True):
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        home = (None if output else home_of(obj)) or shared / slug
-        for seed in dict.fromkeys(s for e in evaluations for s in e.seeds):
-            for e in sorted(evaluations, key=lambda e: repr(sorted(e.dataset.items()))):
-                if seed in e.seeds:
-                    cells.append(Cell(obj, e, seed, CellFile(home / e.name, seed)))
-    return cells
-
-
-def default_output(models: Sequence[str]) -> Path:
-    """The evaluation folder of the first run among the models."""
-    homes = [home for home in map(home_of, models) if home]
-    if not homes:
-        raise ValueError("there is no run folder among the models: name a folder with --output-dir")
-    return homes[0]
+def learn_together(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int], options: Options) -> Outcome:
+    """A decoder cell's outcome; cells that differ in seed and labels only learn from the same passes of the encoder."""
+    if cell.file.path not in bench.learnt:
+        bench.store.limit = cell.evaluation.running["memory"]
+        wanted = {cell.file.path: Wanted(cell.seed, rows)}
+        for other in bench.cells if options.train == "frozen" and not seeded(cell.source) else ():
+            if other.companion(cell) and other is not cell:
+                try:
+                    theirs = limited(trial.dataset, Labels(**other.evaluation.labels))
+                except ValueError:  # it says so itself when its turn comes
+                    continue
+                if other.file.done(identity_of(other, trial.dataset, bench.model(cell.source, 0), theirs)) is None:
+                    wanted[other.file.path] = Wanted(other.seed, theirs)
+        outcomes = decoder(trial, bench.store, list(wanted.values()), options)
+        bench.learnt |= dict(zip(wanted, outcomes, strict=True))
+    return bench.learnt.pop(cell.file.path)
 
 
 def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1), test_only: bool = False) -> None:
@@ -244,7 +158,7 @@ def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1), tes
     """
     groups = list(dict.fromkeys(cell.group for cell in cells))
     mine = [c for c in cells if groups.index(c.group) % part[1] == part[0]]
-    start = time.perf_counter()
+    bench.cells, start = mine, time.perf_counter()
     for i, cell in enumerate(mine, 1):
         try:
             row = test_again(cell, bench) if test_only else run_cell(cell, bench)

@@ -22,7 +22,7 @@ class Trial:
     """One model on one dataset: what reaches the model and how.
 
     ``received`` tells it band by band (:meth:`eval.joining.Join.received`), ``example`` is a view of one image that the
-    model takes; ``batch_size`` images are encoded at once. ``key`` tells trials of one call apart, the model comes first.
+    model takes; ``batch_size`` images are encoded at once. ``key`` tells trials of one call apart, the model first.
     """
 
     model: Model

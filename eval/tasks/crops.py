@@ -54,17 +54,18 @@ def labelled(target: Tensor) -> Tensor:
 
 
 def training_crops(
-    imgs: Tensor, target: Tensor, positions: Tensor, *, kind: str, size: int, worth: Tensor, key: tuple[int, int]
+    imgs: Tensor, target: Tensor, positions: Tensor, *, kind: str, size: int, worth: Tensor, epoch: int
 ) -> tuple[Tensor, Tensor]:
     """``imgs`` ``[B, ..., H, W]`` and ``target`` ``[B, H, W]`` in one window of ``size`` pixels each.
 
-    The window of a sample depends on ``key`` = (seed, epoch) and its position alone. Images smaller than the window
-    repeat their last pixels, without labels. ``worth`` ``[K]`` of a pixel of each class. A target per image stays.
+    The window of a sample depends on the epoch and its position alone, so that heads of all seeds can look at it.
+    Images smaller than the window repeat their last pixels, without labels. ``worth`` ``[K]`` of a pixel of each class.
+    A target per image stays.
     """
     pixels, targets = [], []
     for image, truth, position in zip(imgs, target, positions.tolist(), strict=True):
         place = truth if truth.ndim == 2 else torch.zeros(image.shape[-2:], dtype=torch.long)
-        corner = CROPS[kind](place, size, generator((*key, position), "crop", 0), worth)
+        corner = CROPS[kind](place, size, generator((0, epoch, position), "crop", 0), worth)
         pixels.append(cut(image, corner, size))
         targets.append(window(truth, corner, size) if truth.ndim == 2 else truth)
     return torch.stack(pixels), torch.stack(targets)

@@ -138,6 +138,10 @@ class Store:
             self.held[key] = [first, *stream]
         return self.held[key]
 
+    def drop(self, prefix: tuple[str, ...]) -> None:
+        """Forget what lies under keys that begin like this."""
+        self.held = {k: v for k, v in self.held.items() if k[: len(prefix)] != prefix}
+
     @property
     def used(self) -> float:
         """Bytes."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from eval.decoders import PYRAMIDAL, build_decoder, build_neck
 from eval.tasks.encoding import Encoded
+
+if TYPE_CHECKING:
+    from eval.tasks.decoder import Options
 
 MILESTONES, DECAY = (0.6, 0.9), 0.1  # of all steps; the learning rate's factor there (Pangaea's protocol)
 
@@ -108,3 +111,66 @@ class Learner:
         """Give the modules the best weights back."""
         for module, state in zip(modules, self.kept, strict=True):
             module.load_state_dict(state)
+
+
+class Wanted(NamedTuple):
+    """A head to be trained: the seed of its weights, of the order of its images and of its dropout, and the images."""
+
+    seed: int
+    rows: Sequence[int]
+
+
+class Group:
+    """The heads of one seed and one choice of images at several learning rates: they see the same batches.
+
+    ``orders`` are the batches of epoch after epoch, each a new permutation; what does not fill a batch has its turn in
+    another epoch.
+    """
+
+    def __init__(
+        self,
+        one: Wanted,
+        heads: Sequence[Head],
+        rates: Sequence[float],
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        parameters: Sequence[nn.Parameter],
+        options: Options,
+    ) -> None:
+        self.seed, self.rows, self.criterion = one.seed, one.rows, criterion
+        self.batch_size = min(options.batch_size, len(one.rows))
+        self.per_epoch = len(one.rows) // self.batch_size
+        self.learners = [
+            Learner(
+                head,
+                rate,
+                parameters,
+                factor=options.encoder_lr,
+                decay=options.weight_decay,
+                steps=options.epochs * self.per_epoch,
+            )
+            for head, rate in zip(heads, rates, strict=True)
+        ]
+        self.orders = self.permutations()
+        self.stream: Iterator[Encoded] | None = None  # of epochs that are read on the way
+        self.count = 0
+
+    def permutations(self) -> Iterator[list[list[int]]]:
+        """See ``orders``."""
+        draw = torch.Generator().manual_seed(self.seed)
+        while True:
+            order = [self.rows[i] for i in torch.randperm(len(self.rows), generator=draw).tolist()]
+            yield [order[i * self.batch_size :][: self.batch_size] for i in range(self.per_epoch)]
+
+    def learn(self, encoded: Encoded) -> None:
+        """A step of every head."""
+        self.count += 1
+        for learner in self.learners:
+            learner.step(encoded, self.criterion, key=self.seed * 1_000_003 + self.count)
+
+    def best(self) -> Learner:
+        """By validation; of equal ones the first. FloatingPointError where none has anything to show."""
+        found = max(self.learners, key=lambda learner: learner.best)
+        if not found.kept:
+            rates = [learner.rate for learner in self.learners]
+            raise FloatingPointError(f"task.learning_rates {rates}: the loss was not finite at any of them")
+        return found

@@ -15,7 +15,7 @@ import yaml
 
 from dinov2.data.shards import write_shards
 from eval import schema
-from eval.engine import Bench, collect, evaluate, plan
+from eval.engine import Bench, collect, evaluate, plan, run_cell
 from eval.engine import run as run_cells
 from eval.main import main
 from eval.trained import load_trained
@@ -112,6 +112,28 @@ def test_few_labels_are_another_cell_with_their_hash(tmp_path, roots):
         file.write_text(keys)
         hashes.append(evaluate(["pixelstats"], [listed], tmp_path)[0]["labels_hash"])
     assert hashes[0] != hashes[1]  # the same config, other contents: done again
+
+
+def test_cells_that_learn_side_by_side_are_those_that_learn_alone(tmp_path, roots):
+    task, nowhere = {"crop": "random", "crop_size": 8}, str(tmp_path / "nowhere")
+    given = [
+        config(roots, "cells/all", task=task, seeds=[0, 1]),
+        config(roots, "cells/half", task=task, labels={"fraction": 0.5}),
+        config(roots, "cells/none", task=task, labels={"strategy": "file", "file": nowhere}),
+        config(roots, "cells/other", task={"epochs": 1}, seeds=[0, 1]),
+    ]
+    cells = plan(["pixelstats"], [schema.load(c) for c in given], tmp_path / "together")
+    bench = Bench(torch.device("cpu"), cells=cells)
+    run_cell(cells[0], bench)
+    assert sorted(f"{path.parent.name} {path.stem}" for path in bench.learnt) == ["all seed-1", "half seed-0"]
+    run_cells(cells, bench)
+    together, failed = collect(cells)
+    assert len(failed) == 1 and "nowhere does not exist" in failed[0]  # its mistake is its own
+    assert not bench.learnt and len(together) == 5
+    for row in together:
+        one = next(c for c in given if c["name"] == row["config"]) | {"seeds": [row["seed"]]}
+        (alone,) = evaluate(["pixelstats"], [one], tmp_path / f"alone-{row['seed']}")
+        assert {**alone, "seconds": 0} == {**row, "seconds": 0}
 
 
 def test_scratch_starts_from_random_weights_of_the_same_encoder(tmp_path, run, roots, tools):

@@ -11,6 +11,7 @@ from eval.features import Trial
 from eval.reading import VIEW
 from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
+from eval.tasks.heads import Wanted
 from eval.trained import Trained, join_from_dict, join_to_dict, load_trained
 from tests.dense import dataset
 
@@ -33,7 +34,7 @@ def trained(case, tmp_path):
     model = load_model(source, seed=3)
     trial = Trial.of(model, dataset(**options), CPU, sizing=sizing, batch_size=4)
     given = Options(**{"decoder": "linear", "epochs": 2, "batch_size": 4, "evaluate_every": 1, **how})
-    outcome = decoder(trial, Store(1 << 30), range(12), 0, given)
+    (outcome,) = decoder(trial, Store(1 << 30), [Wanted(0, range(12))], given)
     logits = list(outcome.logits)
     whole = outcome.trained[0] is not model
     Trained.of(trial, *outcome.trained, whole, (source, 3)).save(tmp_path / "seed-0.safetensors", config="c")

@@ -44,14 +44,14 @@ def test_importance_finds_the_rare_class():
     assert share(importance) > 4 * share(random)
 
 
-def test_pixels_and_targets_are_cut_alike_and_depend_on_the_key_alone():
+def test_pixels_and_targets_are_cut_alike_and_depend_on_epoch_and_position_alone():
     target = torch.arange(2 * 12 * 10).view(2, 12, 10)
     imgs = target[:, None].float().expand(2, 3, 12, 10)
     options = {"kind": "random", "size": 5, "worth": NOTHING}
-    x, y = training_crops(imgs, target, torch.tensor([4, 9]), key=(0, 1), **options)
+    x, y = training_crops(imgs, target, torch.tensor([4, 9]), epoch=1, **options)
     assert x.shape == (2, 3, 5, 5) and torch.equal(x[:, 0].long(), y)
     (a, b), (c, d) = (
-        training_crops(imgs[1:], target[1:], torch.tensor([9]), key=key, **options) for key in ((0, 1), (0, 2))
+        training_crops(imgs[1:], target[1:], torch.tensor([9]), epoch=epoch, **options) for epoch in (1, 2)
     )
     assert torch.equal(b[0], y[1]) and torch.equal(a[0], x[1])  # whatever else is in the batch
     assert not torch.equal(d, b) and c.shape == a.shape
@@ -61,7 +61,7 @@ def test_pixels_and_targets_are_cut_alike_and_depend_on_the_key_alone():
 def test_beyond_a_small_image_nothing_is_labelled(values):
     target = torch.ones(1, 3, 4) if values else torch.ones(1, 3, 4, dtype=torch.long)
     imgs = torch.arange(12.0).view(1, 1, 3, 4)
-    x, y = training_crops(imgs, target, torch.tensor([0]), kind="random", size=5, worth=NOTHING, key=(0, 0))
+    x, y = training_crops(imgs, target, torch.tensor([0]), kind="random", size=5, worth=NOTHING, epoch=1)
     assert labelled(y).sum() == 12 and labelled(y)[0, :3, :4].all()
     assert torch.equal(x[0, 0, 3:, :4], imgs[0, 0, 2:].expand(2, 4))  # the last row goes on
 
@@ -69,6 +69,6 @@ def test_beyond_a_small_image_nothing_is_labelled(values):
 def test_a_target_per_image_stays():
     labels = torch.tensor([[True, False], [False, False]])
     x, y = training_crops(
-        torch.rand(2, 3, 8, 8), labels, torch.tensor([0, 1]), kind="random", size=4, worth=NOTHING, key=(0, 0)
+        torch.rand(2, 3, 8, 8), labels, torch.tensor([0, 1]), kind="random", size=4, worth=NOTHING, epoch=1
     )
     assert x.shape == (2, 3, 4, 4) and y is not labels and torch.equal(y, labels)

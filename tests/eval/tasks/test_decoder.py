@@ -7,8 +7,9 @@ import torch
 from eval.encoders import load_model
 from eval.features import Trial
 from eval.scoring import score, states_of
-from eval.tasks.decoder import Course, Options, decoder
+from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
+from eval.tasks.heads import Wanted
 from tests.dense import COUNTS, dataset
 
 VIT = "patch_size=4&img_size=16&embed_dim=32&depth=4&num_heads=2&attn_dim=32&attn_heads=2"
@@ -22,7 +23,7 @@ def trial_of(data, model=f"random:vit_tiny?{VIT}", **options):
 
 def run(trial, *, rows=None, store=None, seed=0, **options):
     rows = range(len(trial.dataset.splits["train"])) if rows is None else rows
-    outcome = decoder(trial, store or Store(1 << 30), rows, seed, Options(**{**QUICK, **options}))
+    (outcome,) = decoder(trial, store or Store(1 << 30), [Wanted(seed, rows)], Options(**{**QUICK, **options}))
     return outcome, list(outcome.logits)
 
 
@@ -96,28 +97,34 @@ def test_the_encoders_rate_has_its_factor():
     assert all(torch.equal(x, outcome.trained[0].network.state_dict()[k]) for k, x in before.items())
 
 
+@pytest.mark.parametrize("memory", [1 << 30, 0])
 @pytest.mark.parametrize(
     "options",
     [{}, {"crop": "random", "crop_size": 8}, {"decoder": "fcn", "decoder_options": {"channels": 8, "convs": 1}}],
 )
-def test_heads_side_by_side_are_those_that_learn_alone(options):
-    trial, rates = trial_of(dataset()), (1e-3, 1e-2, 3e-2)
-    together = Course(trial, Store(0), range(12), 3, Options(**{**QUICK, **options}), "frozen")
-    learners = race(together, rates)
-    for rate, learner in zip(rates, learners, strict=True):
-        alone = Course(trial, Store(0), range(12), 3, Options(**{**QUICK, **options}), "frozen")
-        (single,) = race(alone, [rate])
-        assert single.curve == learner.curve
-        for a, b in zip(single.head.parameters(), learner.head.parameters(), strict=True):
-            assert torch.equal(a, b)
+def test_heads_side_by_side_are_those_that_learn_alone(options, memory):
+    trial, given = trial_of(dataset()), Options(**{**QUICK, **options, "learning_rates": (1e-3, 1e-2)})
+    wanted = [Wanted(3, range(12)), Wanted(4, range(12)), Wanted(3, [0, 4, 5, 8, 11])]  # seeds, and few labels
+    together = decoder(trial, Store(memory), wanted, given)
+    for one, beside in zip(wanted, together, strict=True):
+        (alone,) = decoder(trial, Store(memory), [one], given)
+        assert alone.chosen == beside.chosen and alone.curve == beside.curve
+        (_, a), (_, b) = alone.trained, beside.trained
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    rates = [dataclasses.replace(given, learning_rates=(rate,)) for rate in given.learning_rates]
+    single = [decoder(trial, Store(memory), wanted[:1], one)[0] for one in rates]
+    best = max(single, key=lambda outcome: outcome.chosen["val_miou"])
+    assert best.chosen == together[0].chosen and best.curve == together[0].curve
 
 
-def race(course, rates):
-    learners = []
-    make = course.learner
-    course.learner = lambda rate, steps: learners.append(make(rate, steps)) or learners[-1]
-    course.run(rates)
-    return learners
+def test_the_encoder_looks_once_at_a_training_image_in_an_epoch():
+    trial, seen = trial_of(dataset()), []
+    maps = trial.model.network.maps
+    trial.model.network.maps = lambda x: seen.append(len(x["imgs"])) or maps(x)
+    wanted = [Wanted(seed, range(12)) for seed in range(3)]
+    given = Options(**{**QUICK, "learning_rates": (1e-3, 1e-2), "crop": "random", "crop_size": 8, "evaluate_every": 9})
+    decoder(trial, Store(1 << 30), wanted, given)
+    assert sum(seen) == 1 + 4 * 12 + 5  # widths, four epochs, one validation
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_what_is_kept_in_memory_changes_nothing(options):
     kept, without = Store(1 << 30), Store(0)
     (a, x), (b, y) = (run(trial, store=store, **options) for store in (kept, without))
     assert a.chosen == b.chosen and all(torch.allclose(p, q, atol=1e-5) for p, q in zip(x, y, strict=True))
-    assert {key[-2] for key in kept.held} == {"val", "test"} | (set() if "crop" in options else {"train"})
+    assert {key[-2] for key in kept.held} == {"val", "test", "crops" if "crop" in options else "train"}
     assert not without.held
 
 

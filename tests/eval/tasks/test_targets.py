@@ -8,9 +8,11 @@ from eval.encoders import load_model
 from eval.features import Trial
 from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
+from eval.tasks.heads import Wanted
 from eval.tasks.targets import check, class_shares, moments
 from tests.dense import dataset
 
+EVERYTHING = [Wanted(0, range(12))]
 VIT = "patch_size=4&img_size=16&embed_dim=32&depth=2&num_heads=2&attn_dim=32&attn_heads=2"
 
 
@@ -58,7 +60,7 @@ def test_a_class_out_of_range_names_the_sample(crop):
     wrong = changed(data, "train", lambda i: train.target(i) + 3 * (i == 7))
     options = Options(decoder="linear", epochs=1, crop=crop, crop_size=8)
     with pytest.raises(ValueError, match="the map of sample 's0-007' holds [3-5], but there are 3 classes"):
-        decoder(trial_of(wrong), Store(1 << 30), range(12), 0, options)
+        decoder(trial_of(wrong), Store(1 << 30), EVERYTHING, options)
 
 
 def test_a_map_of_another_size_names_the_sample():
@@ -66,21 +68,21 @@ def test_a_map_of_another_size_names_the_sample():
     val = data.splits["val"]
     wrong = changed(data, "val", lambda i: val.target(i)[: 16 - i])
     with pytest.raises(ValueError, match="sample 's1-001': the image has 16 x 16 pixels, its map 15x16"):
-        decoder(trial_of(wrong), Store(1 << 30), range(12), 0, Options(decoder="linear", epochs=1))
+        decoder(trial_of(wrong), Store(1 << 30), EVERYTHING, Options(decoder="linear", epochs=1))
 
 
 def test_maps_without_labels():
     data = dataset()
     empty = changed(data, "train", lambda i: np.full((16, 16), -1))
     with pytest.raises(ValueError, match="no pixel of its 12 training maps has a label"):
-        decoder(trial_of(empty), Store(1 << 30), range(12), 0, Options(decoder="linear", loss="weighted_cross_entropy"))
+        decoder(trial_of(empty), Store(1 << 30), EVERYTHING, Options(decoder="linear", loss="weighted_cross_entropy"))
 
 
 def test_dates_are_needed_by_what_uses_them():
     data = dataset(frames=3, dates=False)
     options = Options(decoder="linear", neck="ltae", neck_options={"heads": 4}, epochs=1)
     with pytest.raises(ValueError, match="task.neck=ltae needs dates, but sample 's0-0.*' of blocks has none"):
-        decoder(trial_of(data), Store(1 << 30), range(12), 0, options)
+        decoder(trial_of(data), Store(1 << 30), EVERYTHING, options)
 
 
 def test_shares_and_moments_of_the_chosen_maps_by_hand():
