@@ -6,6 +6,10 @@ from omegaconf import OmegaConf
 
 from dinov2 import config, objectives
 from dinov2.train import schema
+from eval import schema as evaluation
+from eval.datasets import READERS
+from eval.datasets.layers import Layer
+from eval.datasets.targets import Target
 
 FROZEN = Path(__file__).with_name("frozen_keys.txt")
 
@@ -20,6 +24,10 @@ def keys() -> list[str]:
     }
     parts["train"] = schema.Train
     parts |= {f"objective({name})": objectives.options(name) for name in objectives.OBJECTIVES}
+    parts |= {f"dataset({name})": config.signature_schema(name, reader) for name, reader in READERS.items()}
+    parts |= {"dataset.layer": Layer, "dataset.target": Target}
+    parts |= {f"task({name})": config.signature_schema(name, task) for name, task in evaluation.TASKS.items()}
+    parts |= {"model(evaluation)": evaluation.Treatment, "running": evaluation.Running, "labels": evaluation.Labels}
     return [f"{part}.{key}" for part, schema_ in parts.items() for key in OmegaConf.structured(schema_)]
 
 
