@@ -1,0 +1,84 @@
+"""Train while ranks, and whole runs, are killed at random moments; one line of JSON says what happened.
+
+    python tests/dinov2/train/chaos.py CONFIG FOLDER RANKS KILLS SEED
+
+Ranks are forked from this process, which has imported everything and computed nothing: a start takes a moment, so most
+kills meet a run at work (saving included) or one that is loading. Runs follow each other in FOLDER until KILLS kills
+have been made; then the last one ends undisturbed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+from dinov2.train import schema  # noqa: E402
+from dinov2.train.trainer import train  # noqa: E402
+
+PATIENCE = datetime.timedelta(seconds=60)  # for the ranks that are left to notice a loss
+FORK = multiprocessing.get_context("fork")
+
+
+def rank_main(rank: int, world: int, store: str, config: Path, run: Path, overrides: list[str]) -> None:
+    """Train in a forked process."""
+    torch.set_num_threads(1)
+    if world > 1:
+        method = f"file://{store}"
+        dist.init_process_group("gloo", init_method=method, rank=rank, world_size=world, timeout=PATIENCE)
+    train(schema.load(config, overrides), run)
+
+
+def attempt(world: int, config: Path, run: Path, overrides: list[str], kill: Callable | None) -> list[int | None]:
+    """Start the ranks of a run, let ``kill`` do its work, and wait for them; their exit codes."""
+    with tempfile.TemporaryDirectory() as folder:
+        shared = (world, f"{folder}/store", config, run, overrides)
+        ranks = [FORK.Process(target=rank_main, args=(rank, *shared)) for rank in range(world)]
+        for process in ranks:
+            process.start()
+        if kill:
+            kill(ranks)
+        deadline = time.monotonic() + 2 * PATIENCE.total_seconds()
+        for process in ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        hung = sum(process.is_alive() for process in ranks)
+        assert not hung, f"{hung} ranks neither went on nor ended"
+        return [process.exitcode for process in ranks]
+
+
+def main(config: Path, folder: Path, world: int, kills: int, seed: int) -> None:
+    """See the module."""
+    rng, made, runs, halves, moment = random.Random(seed), 0, 0, 0, 1.0
+
+    def kill(ranks: list[multiprocessing.Process]) -> None:
+        nonlocal made
+        time.sleep(rng.uniform(0.0, moment))
+        doomed = ranks if rng.random() < 0.5 else [rng.choice(ranks)]
+        made += any(process.is_alive() for process in doomed)
+        for process in doomed:
+            process.kill()
+
+    while made < kills or runs == 0:
+        run, begin, clean = folder / f"run-{runs}", time.monotonic(), False
+        overrides = [f"train.save_async={bool(runs % 2)}"]
+        while not clean:
+            clean = attempt(world, config, run, overrides, kill if made < kills else None) == [0] * world
+            halves += len(list(run.glob("checkpoints/*.partial")))
+        moment = 0.9 * moment + 0.1 * (time.monotonic() - begin)  # kills follow the machine's speed
+        runs += 1
+    print(json.dumps({"kills": made, "runs": runs, "caught_while_writing": halves}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
