@@ -77,7 +77,10 @@ def listed(download: Download, include: str) -> list[File]:
     """Names, sizes and checksums of all files of a set, as the store tells them."""
     protocol = fsspec.utils.get_protocol(download.url)
     fsspec.config.conf.setdefault(protocol, {}).update(download.options)
-    filesystem, inner = fsspec.core.url_to_fs(download.url)
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(download.url)
+    except (ImportError, ValueError) as error:  # the package of this scheme is not installed
+        raise ValueError(f"{download.url}: {error}") from error
     paths = [f"{inner}/{name}" for name in download.files] or filesystem.find(inner)
     found = []
     for path in paths:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sensor", required=True, help="name of a file in configs/sensors")
     add(
         "--bands",
-        help="names in the order of the files' bands, with commas, - for one that is left out; all by default",
+        help="names in the order of the files' bands, with commas, _ for one to leave out; all by default",
     )
     add("--drop-bad-bands", action="store_true", help="leave out the bands whose tag 'bbl' is 0")
     add("--unit", choices=UNITS, help="of stored * scale + offset; the sensor's by default")

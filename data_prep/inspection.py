@@ -15,7 +15,7 @@ from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS, Band, Sensor
 
 NEGATIVE = 0.1  # share of pixels; products of linear power from which noise was taken off contain some
-LEFT_OUT = "-"  # in --bands: a band of the file that is not taken
+LEFT_OUT = "_"  # in --bands: a band of the file that is not taken
 MOST = 1024  # pixels per side that are looked at, evenly over the raster
 
 

@@ -158,13 +158,15 @@ def parquet(store: Store, name: str) -> pq.ParquetFile:
 
 def chosen(args: argparse.Namespace, store: Store) -> dict[str, str]:
     """Modality -> its folder below ``--src``."""
-    there = store.folders()
-    found = {m: f for m in SENSOR_OF for f in (f"Core-{m}", m) if f in there}
-    wanted = args.modalities.split(",") if args.modalities else list(found)
-    if lacking := [m for m in wanted if m not in found]:
-        raise ValueError(f"{args.src} has no folder Core-{lacking[0]} or {lacking[0]}; it has {', '.join(there)}")
+    # asked for one by one: hf://datasets/OWNER cannot be listed, the sets in it can
+    found = {m: f for m in SENSOR_OF for f in (f"Core-{m}", m) if store.isdir(f)}
     if not found:
         raise ValueError(f"{args.src} has none of the folders {', '.join(f'Core-{m}' for m in SENSOR_OF)}")
+    wanted = args.modalities.split(",") if args.modalities else list(found)
+    if lacking := [m for m in wanted if m not in found]:
+        raise ValueError(
+            f"{args.src} has no folder Core-{lacking[0]} or {lacking[0]}; it has {', '.join(found.values())}"
+        )
     return {m: found[m] for m in SENSOR_OF if m in wanted}
 
 
@@ -175,7 +177,7 @@ def is_of(name: str, parts: Collection[str]) -> bool:
 
 def plan(args: argparse.Namespace) -> Plan:
     """Every cell that passes the filters, in the order of the first modality's files."""
-    store, filters = Store.at(args.src), refine.Filters.of(args)
+    store, filters = Store(args.src.rstrip("/")), refine.Filters.of(args)
     make = Cells(store, refine.kept_bands(args), args.baseline_offset)
     folders = {m: f for m, f in chosen(args, store).items() if make.bands(m)}
     cells: dict[str, dict[str, Patch]] = {}

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -64,18 +64,29 @@ class Store:
     def at(cls, root: str) -> Store:
         """The folder ``root``, which must exist (ValueError)."""
         store = cls(root if re.fullmatch(r"\w+://", root) else root.rstrip("/"))
-        filesystem, inner = fsspec.core.url_to_fs(store.root)
-        if not filesystem.isdir(inner):
+        if not store.isdir():
             raise ValueError(f"{root} is not a folder")
         return store
 
-    def path(self, name: str) -> str:
-        """Path or URL of a file."""
-        return f"{self.root}/{name}"
+    def path(self, name: str = "") -> str:
+        """Path or URL of a file or folder."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def _at(self, name: str = "") -> tuple[Any, str]:
+        """The file system, and what a file is called there; ValueError for a scheme that cannot be read here."""
+        try:
+            return fsspec.core.url_to_fs(self.path(name))
+        except (ImportError, ValueError) as error:  # no such scheme, or its package is not installed
+            raise ValueError(f"{self.path(name)}: {error}") from error
+
+    def isdir(self, name: str = "") -> bool:
+        """Whether there is such a folder."""
+        filesystem, inner = self._at(name)
+        return filesystem.isdir(inner)
 
     def files(self, suffixes: tuple[str, ...], below: str = "") -> list[str]:
         """Names of all files with one of these suffixes (any case), sorted, without hidden ones and macOS forks."""
-        filesystem, inner = fsspec.core.url_to_fs(self.root)
+        filesystem, inner = self._at()
         start = f"{inner}/{below}".rstrip("/")
         names = [path[len(inner) :].lstrip("/") for path in filesystem.find(start)]
         hidden = re.compile(r"(^|/)\.[^/]*$")
@@ -83,7 +94,7 @@ class Store:
 
     def folders(self, below: str = "") -> list[str]:
         """Names of the folders directly in ``below``, sorted; none where it does not exist."""
-        filesystem, inner = fsspec.core.url_to_fs(f"{self.root}/{below}".rstrip("/"))
+        filesystem, inner = self._at(below)
         if not filesystem.isdir(inner):
             return []
         entries = filesystem.ls(inner, detail=True)
@@ -91,13 +102,13 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file or folder."""
-        filesystem, inner = fsspec.core.url_to_fs(self.path(name))
+        filesystem, inner = self._at(name)
         return filesystem.exists(inner)
 
     def open(self, name: str, cache: str = "none") -> BinaryIO:
         """A seekable file; ``cache`` is fsspec's for URLs (``none``: every read is a range request of its own)."""
         if is_url(self.root):
-            filesystem, inner = fsspec.core.url_to_fs(self.path(name))
+            filesystem, inner = self._at(name)
             return io.BufferedReader(_Counted(filesystem.open(inner, "rb", cache_type=cache)))
         return io.BufferedReader(_Counted(open(self.path(name), "rb")))
 
@@ -115,7 +126,7 @@ class Store:
         if not is_url(self.root):
             found = os.stat(self.path(name))
             return f"{found.st_size} {found.st_mtime_ns}"
-        filesystem, inner = fsspec.core.url_to_fs(self.path(name))
+        filesystem, inner = self._at(name)
         info = filesystem.info(inner)
         marks = [str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in info]
         return " ".join([str(info["size"]), *marks[:1]])

@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import io
 import os
 import tarfile
@@ -79,6 +80,9 @@ def test_what_cannot_be_fetched_is_one_sentence(tmp_path, capsys):
         main(["fetch", "majortom", "--to", str(tmp_path)])
     with pytest.raises(ValueError, match="--to DIR is missing"):
         main(["fetch", "satlas"])
+    if importlib.util.find_spec("huggingface_hub") is None:
+        with pytest.raises(ValueError, match="hf://datasets/Major-TOM/Core-DEM: .*huggingface_hub"):
+            main(["fetch", "majortom_dem", "--to", str(tmp_path)])
     assert main(["fetch"]) == 0
     assert "mmearth_100k: 48 GB, CC-BY-4.0, https://github.com/vishalned/MMEarth-data" in capsys.readouterr().out
     (tmp_path / "t.yaml").write_text("toy: {url: x, licens: y}")

@@ -48,8 +48,8 @@ def samples(src: Path, *words: str) -> list[Sample]:
 
 LANDSAT = ("--sensor", "landsat8", "--bands", "B4,B3")
 S2 = ("--sensor", "sentinel2_l2a", "--bands", "B04,B08")
-L30 = ("--sensor", "hls_l30", "--bands", "B01,B02,B03,B04,B05,B06,B07,B09,-,-")
-L30_THERMAL = ("--sensor", "hls_l30_thermal", "--bands", "-,-,-,-,-,-,-,-,B10,B11")
+L30 = ("--sensor", "hls_l30", "--bands", "B01,B02,B03,B04,B05,B06,B07,B09,_,_")
+L30_THERMAL = ("--sensor", "hls_l30_thermal", "--bands", "_,_,_,_,_,_,_,_,B10,B11")
 
 
 def test_chips_are_the_rasters_pixels(tmp_path, capsys):

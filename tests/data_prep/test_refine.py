@@ -12,6 +12,8 @@ from data_prep.refine import Filters, Refine, map_info
 from data_prep.tiling import tiles
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import ShardSet
+from tests.data_prep.layouts import prepared, tif
+from tests.data_prep.layouts import write as write_file
 
 FINE = ImageSpec("sentinel2_l2a", 10, ("B02", "B08"), "uint16", "reflectance", 1e-4, nodata=0)
 COARSE = ImageSpec("sentinel2_l2a", 60, ("B09",), "uint16", "reflectance", 1e-4, nodata=0)
@@ -111,6 +113,19 @@ def test_labels_from_a_static_map(tmp_path):
     assert map_info(path) == {"kind": "mask", "map": "cover.tif", "ignore": 255}
     with pytest.raises(ValueError, match="bare.tif has no nodata value"):
         map_info(a_map(tmp_path / "bare.tif", values, 20.0, nodata=None))
+
+
+def test_a_map_by_the_command_line_is_described_in_the_set(tmp_path):
+    values = RNG.integers(0, 9, (60, 60)).astype(np.uint8)
+    path = a_map(tmp_path / "cover.tif", values, 20.0)
+    image = RNG.integers(1, 900, (12, 12)).astype(np.int16)
+    write_file(tmp_path / "src/a.tif", tif(image, 499_000, 4_001_000, 20))
+    options = ["--sensor", "dem", "--chip", "6", "--label-raster", f"cover={path}"]
+    samples = prepared("folder", tmp_path / "src", tmp_path / "out", *options)
+    assert np.array_equal(samples[1].labels["cover"], values[:6, 6:12])
+    assert ShardSet.open(tmp_path / "out").labels == {"cover": {"kind": "mask", "map": "cover.tif", "ignore": 255}}
+    with pytest.raises(ValueError, match="shard-000000.tar was written with other settings"):
+        prepared("folder", tmp_path / "src", tmp_path / "out", *options[:-2])
 
 
 def test_footprints_beside_the_shards(tmp_path):
