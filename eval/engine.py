@@ -14,6 +14,7 @@ from dinov2 import distributed
 from eval import schema
 from eval.bench import Bench
 from eval.cells import Cell, default_output, plan
+from eval.costs import model_cost
 from eval.datasets import EvalDataset
 from eval.encoders import name_of, seeded
 from eval.features import Trial
@@ -67,6 +68,7 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
         n_val=len(dataset.splits["val"]),
         ignored=dataset.ignored,
         classes=list(dataset.classes),
+        cost=model_cost(trial.model, trial.example),
         seconds=round(time.perf_counter() - start, 2),
         **identity,  # type: ignore[typeddict-item]
         **scores,

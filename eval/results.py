@@ -55,6 +55,7 @@ class Row(TypedDict):
     classes: list[str]
     per_class: dict[str, list[float]]
     confusion: list[list[int]]  # row = true class; empty where a prediction is not one class
+    cost: NotRequired[dict[str, int]]  # parameters of the encoder, flops of embedding one image (of one date)
     seconds: float
 
 
