@@ -34,7 +34,7 @@ def files(
     unit: str = "",  # regression: of the values
     pair: bool = False,  # the two dates of a sample are before and after
     key: str = "{id}",  # sample keys
-    table: str | None = None,  # csv or parquet below root: its columns are joined to the samples
+    table: str | None = None,  # csv, parquet or geojson below root: its columns are joined to the samples
     table_key: str = "id",  # its column that holds their {id}
     parse: dict[str, str] | None = None,  # column -> pattern: the pattern's fields become columns too
     train: Any = None,  # a list file below root, a list of values of ``split_by``, or None: what is in no other list

@@ -95,14 +95,27 @@ def entries(path: Path, column: str | int) -> list[str]:
 
 
 def read_table(path: Path, titles: bool = True) -> Columns:
-    """Columns of a csv or parquet file by title, by their numbers if a csv has no titles."""
+    """Columns of a csv, parquet or geojson file by title, by their numbers if a csv has no titles.
+
+    A property that is a mapping, or the text of one, becomes the list of its values in their order.
+    """
     if not path.is_file():
         raise ValueError(f"the table {path} is missing; get the data again")
     if path.suffix == ".parquet":
         return parquet.read_table(path).to_pydict()
+    if path.suffix == ".geojson":
+        rows_of = [feature["properties"] for feature in json.loads(path.read_text())["features"]]
+        return {name: [listed_values(row[name]) for row in rows_of] for name in rows_of[0]}
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     if not rows:
         raise ValueError(f"the table {path} is empty; get it again")
     names = rows.pop(0) if titles else [str(i) for i in range(len(rows[0]))]
     return {name: [row[i].strip() for row in rows] for i, name in enumerate(names)}
+
+
+def listed_values(value: Any) -> Any:
+    """The values of a mapping (or of its JSON text) as text; anything else as it is."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    return [str(entry) for entry in value.values()] if isinstance(value, dict) else value

@@ -1,8 +1,11 @@
+import json
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from eval.datasets import build_dataset
 from eval.datasets.base import IGNORE
@@ -273,3 +276,39 @@ def test_a_list_that_names_what_is_not_there(folder):
     (folder / "test.txt").write_text("n0\nn7\n")
     with pytest.raises(ValueError, match=r"test\.txt lists 'n7', which is missing from the dataset"):
         build_dataset(options(folder, test="test.txt"))
+
+
+def test_the_file_of_a_date_may_be_absent(tmp_path, tif):
+    rng = np.random.default_rng(5)
+    for i in range(5):
+        for month in ("00", "01", "02"):
+            if (i, month) != (0, "01"):
+                tif(tmp_path / f"{i}_{month}.tif", rng.integers(1, 99, (2, 4, 4)).astype(np.uint16))
+    layer = {**S2, "path": "{id}_{date}.tif", "dates": ["00", "01", "02"], "nodata": 0}
+    given = {"name": "files", "root": str(tmp_path), "kind": "regression", "label": "id", "classes": ["n"]}
+    with pytest.raises(ValueError, match=r"the file .*0_01\.tif is missing"):
+        split = build_dataset({**given, "layers": {"s2": layer}, "test": ["0"]}).splits["test"]
+        split[0]
+    split = build_dataset({**given, "layers": {"s2": {**layer, "absent": True}}, "test": ["0"]}).splits["test"]
+    image = split[0].images["sentinel2_l2a-10m"]
+    assert image.shape == (3, 2, 4, 4)
+    assert (image[1] == 0).all() and (image[[0, 2]] > 0).all()
+
+
+def test_other_numbers_are_no_label_where_one_says_so(folder):
+    target = {"path": "masks/{id}.tif", "codes": [20], "ignore_other": True}
+    split = build_dataset(options(folder, classes=["wanted"], target=target)).splits["train"]
+    assert {int(v) for i in range(len(split)) for v in np.unique(split.target(i))} == {IGNORE, 0}
+
+
+def test_a_geojson_or_parquet_file_is_a_table_too(folder):
+    ids = [f"{a}{i}" for a in "ns" for i in range(5)]
+    features = [{"type": "Feature", "geometry": None, "properties": {"ID": i, "dates": {"0": 20180924}}} for i in ids]
+    (folder / "meta.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    parquet.write_table(pa.table({"ID": ids, "side": [i[0] for i in ids]}), folder / "meta.parquet")
+    given = {"table_key": "ID", "layers": {"s2": {**S2, "dates": ["dates"]}}}
+    sample = build_dataset(options(folder, table="meta.geojson", **given)).splits["train"][0]
+    assert sample.times == {"sentinel2_l2a-10m": ["2018-09-24"]}
+    dataset = build_dataset(options(folder, table="meta.parquet", table_key="ID", split_by="side", test=["s"],
+                                    val_by="key"))  # fmt: skip
+    assert {key[0] for key in dataset.splits["test"].keys} == {"s"}
