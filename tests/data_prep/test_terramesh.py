@@ -78,7 +78,7 @@ def test_scenes_that_lack_a_modality_or_lie_elsewhere_are_named(realdata, tmp_pa
     (tmp_path / "DEM" / cells[1].name).unlink()
     with pytest.raises(ValueError, match=f"DEM/{cells[1].name} is missing"):
         plan(options(tmp_path))
-    with pytest.raises(ValueError, match="has none of the folders S2L1C, S2L2A, S1RTC, DEM"):
+    with pytest.raises(ValueError, match="has none of the folders S2L1C, S2L2A, S1GRD, S1RTC, DEM"):
         plan(options(tmp_path / "DEM"))
 
 
