@@ -5,8 +5,8 @@ import zstandard
 
 from dinov2.data.shards import DamagedSample, ShardSet, index, storage, verify
 from dinov2.data.shards.index import read_index
-from dinov2.data.shards.members import decode_array, encode_array
-from dinov2.data.shards.sidecar import Sidecar
+from dinov2.data.shards.members import MAX_BYTES, decode_array, encode_array
+from dinov2.data.shards.sidecar import Member, Sidecar
 from tests.dinov2.data.samples import S1, S2, assert_equal, make_sample, make_set
 
 
@@ -197,3 +197,38 @@ def test_pickles_and_bombs_are_refused():
     bomb = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little")  # a frame header that declares 1 TiB
     with pytest.raises(ValueError, match="declares 1099511627776 bytes is refused"):
         decode_array(bomb, compressed=True)
+
+
+def test_samples_without_a_wanted_image_are_left_out(tmp_path):
+    """Sentinel-1 is in the samples whose number 3 does not divide."""
+    shards = make_set(tmp_path, 11, 4)
+    some = shards.having({S1.key})
+    assert some.counts.tolist() == [2, 3, 2] and len(shards.having(None)) == 11
+    keys = [key for shard in range(3) for key in some.keys(shard)]
+    assert keys == [f"s{i:04d}" for i in (1, 2, 4, 5, 7, 8, 10)]
+    assert [some.read(shard, i).key for shard, n in enumerate(some.counts) for i in range(n)] == keys
+    assert_equal(some.read(1, 2), make_sample(7))
+    assert len(shards.having({S2.key})) == 11 and len(shards.having({"dem-30m"})) == 0
+    assert shards.parts[0].combinations == [frozenset({S1.key, S2.key}), frozenset({S2.key})]
+    assert shards.parts[0].held.tolist() == [[2, 2], [3, 1], [2, 1]]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.npy", "a/b.npy", "x.pickle", "x.npy.gz", ".npy"])
+def test_a_member_of_another_name_is_refused(name):
+    sidecar = Sidecar.build([("s0", [Member(0, 512, 8, 0, name)])])
+    with pytest.raises(ValueError, match=f"lists a member '{name}', which is refused"):
+        Sidecar.unpack(sidecar.pack())
+
+
+def test_a_member_that_declares_too_much_is_refused(tmp_path):
+    huge = Sidecar.build([("s0", [Member(0, 512, MAX_BYTES + 1, 0, "json")])])
+    with pytest.raises(ValueError, match=f"declares a member of {MAX_BYTES + 1} bytes .limit {MAX_BYTES}."):
+        Sidecar.unpack(huge.pack())
+    shards = make_set(tmp_path, 2, 2)
+    path = tmp_path / "shard-000000.idx"
+    sidecar = Sidecar.unpack(path.read_bytes())
+    beyond = [m._replace(size=m.size + 10**8) for m in sidecar.members(1)]
+    path.write_bytes(Sidecar.build([("s0000", sidecar.members(0)), ("s0001", beyond)]).pack())
+    with pytest.raises(DamagedSample, match=r"sample 's0001': .* is said to end at byte \d+ of \d+"):
+        ShardSet.open(tmp_path).read(0, 1)
+    assert_equal(shards.read(0, 0), make_sample(0))
