@@ -53,7 +53,7 @@ class Series:
 
 
 class Observed(NamedTuple):
-    """Stored numbers ``[T, C', P]`` of one image, what they are, and when: ISO dates ``[T]``."""
+    """Stored numbers ``[T, P, C']`` of one image, what they are, and when: ISO dates ``[T]``."""
 
     stored: np.ndarray
     spec: ImageSpec
@@ -66,24 +66,28 @@ class Track:
     """Every look of one sensor at P pixels, in the order of time.
 
     ``stored`` ``[N, P, C]``; ``valid`` bool ``[N, P]``; ``dates`` int ``[N]`` days since 1970, ``days`` int ``[N]`` of
-    the year; ``mean``, ``std`` float32 ``[N, C]`` in the model's unit.
+    the year; stored * ``slope`` + ``shift``, float32 ``[N, C]`` (``[1, C]``: of all looks), is standardised.
     """
 
     stored: np.ndarray
     valid: np.ndarray
     dates: np.ndarray
     days: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    slope: np.ndarray
+    shift: np.ndarray
     spec: ImageSpec | None
 
     def pick(self, name: str, pixels: np.ndarray, chosen: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
         """What branch ``name`` sees of ``pixels [p]`` at dates number ``chosen [p, K]``; ``shown`` False is padding."""
-        values = np.zeros((*chosen.shape, self.mean.shape[1]), np.float32)  # [p, K, C]
+        values = np.zeros((*chosen.shape, self.slope.shape[1]), np.float32)  # [p, K, C]
         if self.spec is not None:
             stored = self.stored[chosen, pixels[:, None]]
-            values = (self.spec.to_model(stored) - self.mean[chosen]) / self.std[chosen]
-            values[self.spec.invalid(stored) | ~shown[..., None]] = 0  # the band's mean
+            look = 0 if len(self.slope) == 1 else chosen
+            values = stored * self.slope[look]
+            values += self.shift[look]
+            if (missing := self.spec.invalid(stored)).any():
+                values[missing] = 0  # the band's mean
+            values[~shown] = 0
         return {name: values, f"{name}_days": self.days[chosen], f"{name}_valid": shown}
 
 
@@ -100,25 +104,32 @@ def observe(images: Sequence[Observed], wanted: Sequence[str], pixels: int, norm
             continue
         if len(image.dates) != len(image.stored):
             raise ValueError(f"{where}, {sensor}: {len(image.stored)} images but {len(image.dates)} dates")
+        if image.spec.unit == "linear_power":
+            raise ValueError(f"{where}, {sensor}: series need radar in dB, this is linear power")
         spec = spec or image.spec
         if (image.spec.unit, image.spec.scale, image.spec.offset) != (spec.unit, spec.scale, spec.offset):
             raise ValueError(f"{where}: two images of {sensor} differ in unit, scale or offset")
         dates = np.array(image.dates, "datetime64[D]")
         for index, names in _orbits(image.spec.bands, bands, f"{where}, {sensor}"):
-            stored = np.moveaxis(image.stored[:, index], 1, 2)  # [T, P, C]
-            valid = ~image.spec.invalid(stored).all(-1)
-            valid = valid if image.clear is None else valid & image.clear
+            stored = image.stored if index == list(range(image.stored.shape[2])) else image.stored[..., index]
+            seen = np.zeros(stored.shape[:2], bool)
+            for band in range(len(bands)):
+                seen |= ~image.spec.invalid(stored[..., band])
+            valid = seen if image.clear is None else seen & image.clear
             mean, std = norm.lookup(image.spec, names)
-            looks.append((stored, valid, dates, np.tile(mean, (len(dates), 1)), np.tile(std, (len(dates), 1))))
+            linear = np.stack([image.spec.scale / std, (image.spec.offset - mean) / std]).astype(np.float32)
+            looks.append((stored, valid, dates, np.broadcast_to(linear, (len(dates), *linear.shape))))
     if not looks or not sum(len(look[2]) for look in looks):
         none = np.zeros((1, len(bands)), np.float32)
         return Track(np.zeros((1, pixels, 0)), np.zeros((1, pixels), bool), np.zeros(1, int), np.ones(1, int),
                      none, none + 1, None)  # fmt: skip
-    stored, valid, dates, mean, std = (np.concatenate(part) for part in zip(*looks, strict=True))
+    stored, valid, dates, linear = (np.concatenate(p) if len(p) > 1 else p[0] for p in zip(*looks, strict=True))
     order = np.argsort(dates, kind="stable")
-    dates = dates[order]
+    if (np.diff(order) < 0).any():
+        stored, valid, dates, linear = stored[order], valid[order], dates[order], linear[order]
+    slope, shift = linear[: 1 if len(looks) == 1 else None].swapaxes(0, 1)
     days = (dates - dates.astype("datetime64[Y]")).astype(int) + 1
-    return Track(stored[order], valid[order], dates.astype(int), days, mean[order], std[order], spec)
+    return Track(stored, valid, dates.astype(int), days, slope, shift, spec)
 
 
 def _orbits(bands: Sequence[str], wanted: Sequence[str], where: str) -> list[tuple[list[int], list[str]]]:
@@ -145,8 +156,9 @@ def tracks(sample: Sample, inputs: Inputs, norm: Normalisation) -> dict[str, Tra
     for name, image in sample.images.items():
         if image.ndim != 4:
             raise ValueError(f"sample {sample.key!r}, image {name!r} is no time series [T, C, H, W]")
-        images.append(Observed(image.reshape(*image.shape[:2], -1), sample.specs[name], sample.times.get(name, [])))
-    sides = {image.stored.shape[2] for image in images}
+        stored = np.moveaxis(image.reshape(*image.shape[:2], -1), 1, 2)  # [T, P, C]
+        images.append(Observed(stored, sample.specs[name], sample.times.get(name, [])))
+    sides = {image.stored.shape[1] for image in images}
     if len(sides) > 1:
         raise ValueError(f"sample {sample.key!r}: its images differ in size, which pixel series must not")
     where = f"sample {sample.key!r}"
@@ -224,14 +236,15 @@ def bring(valid: np.ndarray, count: int, padding: str) -> tuple[np.ndarray, np.n
     More dates than ``count`` are thinned to the centres of as many equal parts. Fewer are padded (``mask``), or come
     again spread evenly (``repeat``). A series without any date shows nothing.
     """
-    order = np.argsort(~valid.T, axis=1, kind="stable")  # [P, N] valid dates first, in time
+    dates = np.nonzero(np.ascontiguousarray(valid.T))[1]  # those of all series, one series after the other
     n = valid.sum(0)[:, None]  # [P, 1]
+    first = np.cumsum(n)[:, None] - n
     step = np.arange(count)
     spread = (2 * step + 1) * n // (2 * count)  # [P, K]
     padded = np.minimum(step, np.maximum(n - 1, 0))
     places = spread if padding == "repeat" else np.where(n > count, spread, padded)
     shown = np.broadcast_to(n > 0, places.shape) if padding == "repeat" else step < n
-    return np.take_along_axis(order, places, 1), shown
+    return np.append(dates, 0)[np.where(shown, first + places, len(dates))], shown
 
 
 def bin_of(counts: np.ndarray, bins: Sequence[int]) -> np.ndarray:

@@ -80,7 +80,7 @@ class Tile:
             clear = None
             if name == OPTICAL:
                 clear = self.array(MASKS)[:, first:last].reshape(len(stored), -1) == 1
-            flat = np.moveaxis(stored.reshape(len(stored), -1, stored.shape[-1]), 2, 1)  # [T, C, P]
+            flat = stored.reshape(len(stored), -1, stored.shape[-1])  # [T, P, C]
             observed.append(Observed(flat, layer.spec, layer.dates, clear))
         return observed
 

@@ -28,13 +28,13 @@ def groups(tracks: Sequence[Track], bins: Sequence[int]) -> Iterator[tuple[np.nd
 def embed(
     model: SeriesModel, images: Sequence[Observed], batch: int, device: torch.device | str, where: str
 ) -> np.ndarray:
-    """Embeddings float32 ``[P, D]`` of the pixels of ``images`` (``[T, C, P]`` each); NaN without any observation.
+    """Embeddings float32 ``[P, D]`` of the pixels of ``images`` (``[T, P, C]`` each); NaN without any observation.
 
     ``model.encoder`` lies on ``device``; ``where`` names the source in complaints (ValueError, see
     :func:`dinov2.data.series.observe`).
     """
     encoder = model.encoder
-    pixels = images[0].stored.shape[2]
+    pixels = images[0].stored.shape[1]
     tracks = {n: observe(images, w, pixels, model.normalisation, where) for n, w in encoder.inputs.items()}
     out = np.full((pixels, encoder.embed_dim), np.nan, np.float32)
     for members, sizes in groups(list(tracks.values()), encoder.bins):

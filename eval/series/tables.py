@@ -113,7 +113,9 @@ def images_of(sample: Sample) -> list[Observed]:
     """The images of a sample of one pixel."""
     if any(image.shape[-2:] != (1, 1) for image in sample.images.values()):
         raise ValueError(f"sample {sample.key!r} is no single pixel")
-    return [Observed(x[..., 0], sample.specs[n], sample.times.get(n, [])) for n, x in sample.images.items()]
+    return [
+        Observed(x[..., 0].swapaxes(1, 2), sample.specs[n], sample.times.get(n, [])) for n, x in sample.images.items()
+    ]
 
 
 def embed_samples(model: SeriesModel, samples: Sequence[Sample], batch: int) -> np.ndarray:
@@ -126,7 +128,9 @@ def embed_samples(model: SeriesModel, samples: Sequence[Sample], batch: int) -> 
     for members in together.values():
         first = samples[members[0]]
         images = [
-            Observed(np.concatenate([samples[i].images[n][..., 0] for i in members], 2), spec, first.times[n])
+            Observed(
+                np.concatenate([samples[i].images[n][..., 0].swapaxes(1, 2) for i in members], 1), spec, first.times[n]
+            )
             for n, spec in first.specs.items()
         ]
         out[members] = embed(model, images, batch, "cpu", f"samples like {first.key!r}")

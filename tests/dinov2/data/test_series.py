@@ -42,7 +42,8 @@ def test_radar_looks_of_two_orbits_are_one_sequence_each_in_its_orbits_numbers()
     assert track.valid.sum(0).tolist() == [7 + 3] * 4  # descending looks are there at every second date
     for orbit, rows in (("ascending", slice(0, 14, 2)), ("descending", slice(1, 14, 2))):
         mean, std = NORM.lookup(RADAR, [f"VV_{orbit}", f"VH_{orbit}"])
-        assert (track.mean[rows] == mean).all() and (track.std[rows] == std).all()
+        np.testing.assert_allclose(track.slope[rows], np.broadcast_to(0.01 / std, (7, 2)), rtol=1e-6)
+        np.testing.assert_allclose(track.shift[rows], np.broadcast_to(-mean / std, (7, 2)), rtol=1e-6)
 
 
 def test_the_key_alone_decides_and_views_differ():
@@ -111,6 +112,13 @@ def test_leap_days_and_two_years_keep_their_order():
 def test_bands_that_are_not_there_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         draw(BOTH, replace(OPTIONS, **change), NORM, (0, 0, 0))
+
+
+def test_radar_in_linear_power_is_refused():
+    spec = replace(RADAR, unit="linear_power")
+    power = replace(RADAR_ONLY, specs={RADAR.key: spec})
+    with pytest.raises(ValueError, match="series need radar in dB, this is linear power"):
+        draw(power, OPTIONS, NORM, (0, 0, 0))
 
 
 def test_dates_that_do_not_fit_and_pixels_never_seen_are_one_sentence():
