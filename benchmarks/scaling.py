@@ -38,7 +38,7 @@ RANKS = (8, 64, 512)
 GIB = 2**30
 
 
-def synthetic_index(folder: Path) -> None:
+def synthetic_index(folder: Path, shards: int = SHARDS) -> None:
     """The index of a set of MajorTOM's size; there are no shards."""
     fine = ImageSpec("sentinel2_l2a", 10, ("B02", "B03", "B04", "B08"), "uint16", "reflectance", 1e-4, 0.0, 0)
     coarse = ImageSpec("sentinel2_l2a", 20, ("B05", "B06", "B07", "B8A", "B11", "B12"), "uint16", "reflectance", 1e-4)
@@ -46,7 +46,7 @@ def synthetic_index(folder: Path) -> None:
     stats = {name: BandStats("reflectance", 10**12, 0.2, 1e10, 0.0, 1.6) for name in names}
     row = {"samples": SAMPLES, "bytes": BYTES, "sidecar_bytes": 40_000, "images": [fine.key, coarse.key]}
     place = {"crs": None, "bounds": None, "combinations": {f"{fine.key} {coarse.key}": SAMPLES}}
-    rows = [{"name": f"shard-{n:06d}.tar", "sha256": f"{n:064x}", **row, **place} for n in range(SHARDS)]
+    rows = [{"name": f"shard-{n:06d}.tar", "sha256": f"{n:064x}", **row, **place} for n in range(shards)]
     info = {"images": {spec.key: spec.to_dict() for spec in (fine, coarse)}, "stats": stats_to_json(stats)}
     folder.mkdir(parents=True, exist_ok=True)
     write_index(folder, rows, {**info, "labels": {}, "provenance": {"source": "synthetic"}, "licence": "none"})

@@ -124,20 +124,24 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """As a power cut does it: daemon, steps and tasks of a node."""
         daemon = int((self.folder / f"slurmd-{node}.pid").read_text())
-        steps = [pid for pid in stepds() if f"/spool-{node}" in Path(f"/proc/{pid}/environ").read_text()]
+        steps = [pid for pid in stepds() if any(f"SLURMD_NODENAME={node}" in environ(p) for p in descendants(pid))]
         for pid in [daemon, *(below for step in steps for below in [step, *descendants(step)])]:
             os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End all jobs, then the daemons."""
+        """End all jobs, then the daemons; what does not end by itself is killed."""
         self.run("scancel", "--user=root", check=False)
-        self.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
+        for step in stepds():
+            if f"{self.folder}/slurm.conf" in environ(step):
+                for pid in [*descendants(step), step]:
+                    os.kill(pid, signal.SIGKILL)
         for name in ("slurmctld", "slurmd-n1", "slurmd-n2", "munge"):
             path = self.folder / f"{name}.pid"
             pid = int(path.read_text()) if path.exists() else None
-            if pid and Path(f"/proc/{pid}").exists():
-                os.kill(pid, signal.SIGTERM)
-                wait(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"{name} does not end", 30)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if pid and Path(f"/proc/{pid}").exists():
+                    os.kill(pid, number)
+                    gone(pid, within=10.0)
 
     def run(self, *words: str, check: bool = True) -> str:
         """Standard output of a command."""
@@ -155,6 +159,21 @@ class Cluster:
     def ended(self, job: str) -> bool:
         """Whether no task of a job is waiting or running."""
         return not self.run("squeue", "--noheader", "--array", "--format=%i", f"--job={job}", check=False).strip()
+
+
+def gone(pid: int, within: float) -> None:
+    """Wait until a process has ended, not longer than ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def environ(pid: int) -> str:
+    """The environment a process was started with; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def stepds() -> list[int]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import datetime
 import json
 import multiprocessing
+import os
 import random
+import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
 
+from dinov2 import distributed  # noqa: E402
 from dinov2.train import schema  # noqa: E402
 from dinov2.train.trainer import train  # noqa: E402
 
@@ -31,30 +32,41 @@ PATIENCE = datetime.timedelta(seconds=60)  # for the ranks that are left to noti
 FORK = multiprocessing.get_context("fork")
 
 
-def rank_main(rank: int, world: int, store: str, config: Path, run: Path, overrides: list[str]) -> None:
+def rank_main(rank: int, world: int, port: int, config: Path, run: Path, overrides: list[str]) -> None:
     """Train in a forked process."""
     torch.set_num_threads(1)
     if world > 1:
-        method = f"file://{store}"
-        dist.init_process_group("gloo", init_method=method, rank=rank, world_size=world, timeout=PATIENCE)
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        distributed.init(PATIENCE)
     train(schema.load(config, overrides), run)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def attempt(world: int, config: Path, run: Path, overrides: list[str], kill: Callable | None) -> list[int | None]:
     """Start the ranks of a run, let ``kill`` do its work, and wait for them; their exit codes."""
-    with tempfile.TemporaryDirectory() as folder:
-        shared = (world, f"{folder}/store", config, run, overrides)
-        ranks = [FORK.Process(target=rank_main, args=(rank, *shared)) for rank in range(world)]
-        for process in ranks:
-            process.start()
-        if kill:
-            kill(ranks)
-        deadline = time.monotonic() + 2 * PATIENCE.total_seconds()
-        for process in ranks:
-            process.join(max(0.0, deadline - time.monotonic()))
-        hung = sum(process.is_alive() for process in ranks)
-        assert not hung, f"{hung} ranks neither went on nor ended"
-        return [process.exitcode for process in ranks]
+    shared = (world, free_port(), config, run, overrides)
+    ranks = [FORK.Process(target=rank_main, args=(rank, *shared)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    if kill:
+        kill(ranks)
+    deadline = time.monotonic() + 3 * PATIENCE.total_seconds()
+    for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hung = sum(process.is_alive() for process in ranks)
+    assert not hung, f"{hung} ranks neither went on nor ended"
+    return [process.exitcode for process in ranks]
 
 
 def main(config: Path, folder: Path, world: int, kills: int, seed: int) -> None:
