@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.timeseries.region import Region, read_region
-from data_prep.timeseries.units import CLOUDY, RADAR
+from data_prep.timeseries.units import CLOUDY, RADAR, SAR_UNITS
 from dinov2.data.series import OPTICAL
 
 RATE = 20.0  # megabytes per second: what the estimate of hours assumes
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--src",
         type=Path,
-        help="instead: a folder of d-pixel tiles, or of GeoTIFFs bands/DATE.tif, masks/DATE.tif, ...",
+        help="instead: d-pixel tiles, GeoTIFFs bands/DATE.tif, masks/DATE.tif, ..., or a WorldCereal cube (.nc)",
     )
     add("--out", "--output-dir", "--output_dir", type=Path, required=True, help="folder of the tiles")
     for sensor in ("s2", "s1"):
@@ -43,10 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bands", default=",".join(OPTICAL), help="optical bands in their order (%(default)s)")
     add("--cloud", type=float, default=90.0, help="percent above which a scene is left out (%(default)s)")
     add("--cloudy", default=",".join(map(str, CLOUDY)), help="scene classes that are not clear (%(default)s)")
-    add(
-        "--s2-offset", choices=["auto", "remove", "none"], default="auto", help="of the baseline, by item (%(default)s)"
-    )
-    add("--s1-scale", choices=RADAR, default="db", help="int16 as 100 dB, or doubled as BTFM stores it (%(default)s)")
+    add("--s2-offset", choices=["auto", "remove", "none"], default="auto", help="auto: by item, or by a file's date")
+    add("--s1-scale", choices=RADAR, help="int16 as 100 dB, or doubled as BTFM stores it (db; of d-pixels: doubled)")
+    add("--s1-unit", choices=SAR_UNITS, default="db", help="of radar GeoTIFFs (%(default)s)")
     add("--resolution", type=float, default=10.0, help="metres (%(default)s)")
     add("--crs", help="of the grid (default: the UTM zone of the region's centre)")
     add("--tile", type=int, default=500, help="pixels per side (%(default)s)")
