@@ -10,12 +10,13 @@ import torch
 
 from dinov2.train import checkpoint, schema
 from dinov2.train.trainer import train
+from slurm.status import queue
 from tests import tiny
 from tests.ranks import run_ranks
-from tests.slurm.cluster import Cluster, wait
+from tests.slurm.cluster import Cluster, descendants, wait
 
 pytestmark = pytest.mark.slurm
-STEPS = 60
+STEPS = 120
 FEW = "train.steps=6"
 
 
@@ -109,13 +110,15 @@ def test_a_warning_saves_and_queues_the_job_again(cluster, config, uninterrupted
 
 
 @pytest.mark.slow
-def test_a_killed_task_is_a_failed_job_which_the_same_command_continues(cluster, config, uninterrupted, tmp_path):
+def test_a_killed_task_is_a_failed_job_which_the_same_command_continues(
+    cluster, config, uninterrupted, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     run = tmp_path / "named"
     job = submit(cluster, config, run)
     underway(run)
-    assert "running" in cluster.submit("status", str(tmp_path))
-    rank = next(pid for pid in tasks(run))
-    os.kill(rank, signal.SIGKILL)  # a task that is killed is a failed job
+    assert queue(job) == {job: "running"}
+    os.kill(tasks(run)[-1], signal.SIGKILL)
     wait(lambda: cluster.ended(job), "the job did not end")
     line = next(line for line in cluster.submit("status", str(tmp_path)).splitlines() if line.startswith(" named"))
     assert "failed" in line and "rror" in line, line
@@ -125,9 +128,11 @@ def test_a_killed_task_is_a_failed_job_which_the_same_command_continues(cluster,
 
 
 def tasks(run: Path) -> list[int]:
-    """The processes of a run's ranks on this machine."""
+    """The processes of a run's ranks on this machine, without srun and their loader processes."""
     found = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return [pid for pid in found if f"{run}/slurm" in cmdline(pid) and "submitit.core._submit" in cmdline(pid)]
+    mine = [pid for pid in found if f"{run}/slurm" in cmdline(pid) and not cmdline(pid).startswith("srun")]
+    loaders = {below for pid in mine for below in descendants(pid)}
+    return [pid for pid in mine if pid not in loaders and "python" in cmdline(pid).split("\0")[0]]
 
 
 def cmdline(pid: int) -> str:
