@@ -29,6 +29,8 @@ from eval import schema  # noqa: E402
 from eval.costs import list_models  # noqa: E402
 from eval.encoders import expand_models, home_of, load_model, name_of  # noqa: E402
 from eval.engine import Bench, Cell, collect, default_output, evaluate, plan, run  # noqa: E402
+from eval.leaderboard import Groups, leaderboard, read_groups, write_leaderboard  # noqa: E402
+from eval.maps import finished, prediction_maps  # noqa: E402
 from eval.pictures import patch_gallery  # noqa: E402
 from eval.report import write_report  # noqa: E402
 from eval.results import Row, summarise, verdicts, write_tables  # noqa: E402
@@ -53,17 +55,26 @@ def show(rows: Sequence[Row], failed: Sequence[str]) -> None:
 
 
 def report(
-    models: Sequence[str], evaluations: Sequence[schema.Evaluation], rows: Sequence[Row], output: Path, bench: Bench
+    models: Sequence[str], cells: Sequence[Cell], rows: Sequence[Row], output: Path, bench: Bench, groups: Groups | None
 ) -> None:
-    """``report.html``: the rows, the runs' curves, and the models' patch features on the first dataset."""
+    """``leaderboard.{md,csv}`` and ``report.html``: the rows, the runs' curves, predictions of trained decoders, and
+    the models' patch features on the first dataset.
+    """
     runs = [home.parent for home in map(home_of, models) if home]
-    gallery = None
+    evaluations = {cell.evaluation.name: cell.evaluation for cell in cells}
+    gallery, maps = None, {}
     if rows:
-        first = next(e for e in evaluations if e.name == rows[0]["config"])
+        first = evaluations[rows[0]["config"]]
         scored = {row["model"] for row in rows if row["config"] == first.name}
         seen = [load_model(obj, bench.device) for obj in models if name_of(obj) in scored]
-        gallery = patch_gallery(seen, bench.dataset(first.dataset), bench.device, missing=first.missing)
-    write_report(output / "report.html", rows, runs, gallery)
+        treated = {"missing": first.missing, "sizing": first.model["size"]}
+        gallery = patch_gallery(seen, bench.dataset(first.dataset), bench.device, **treated)
+    for name, trained in finished(cells).items():
+        dataset = bench.dataset(evaluations[name].dataset)
+        if dataset.splits["test"].dense:
+            maps[name] = prediction_maps(dataset, trained, bench.device)
+    write_leaderboard(leaderboard(rows, groups), output)
+    write_report(output / "report.html", rows, runs, gallery, maps, groups)
 
 
 class ListModels(argparse.Action):
@@ -81,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model-obj", "--model_obj", required=True, help="models, folders, globs, NAME@FILE joined by ';'")
     p.add_argument("--config-obj", "--config_obj", required=True, help="YAML files, folders and globs joined by ';'")
     p.add_argument("--output-dir", "--output_dir", type=Path, help="tables and rows (default: inside the first run)")
+    p.add_argument("--averages", type=Path, help="YAML of named averages: {name: [patterns of evaluations]}")
     p.add_argument(
         "--test-only", "--test_only", action="store_true", help="test the kept decoders of finished cells again"
     )
@@ -101,7 +113,8 @@ def planned(args: argparse.Namespace) -> tuple[list[str], list[schema.Evaluation
 def main(argv: list[str]) -> int:
     """Entry point; 1 if a cell failed."""
     args = parser().parse_args(argv[1:] if argv[:1] == ["main"] else argv)
-    models, evaluations, cells, output = planned(args)
+    models, _, cells, output = planned(args)
+    groups = read_groups(args.averages)
     distributed.init(timeout=PATIENCE)
     try:
         bench = Bench(distributed.device(), show=True)
@@ -111,7 +124,7 @@ def main(argv: list[str]) -> int:
         if distributed.rank() == 0:
             write_tables(rows, output)
             show(rows, failed)
-            report(models, evaluations, rows, output, bench)
+            report(models, cells, rows, output, bench, groups)
             print(f"tables and report: {output}")
         distributed.barrier()  # torchrun would kill the rank that writes as soon as another one exits with 1
     finally:

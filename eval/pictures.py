@@ -96,20 +96,28 @@ def pca_colours(features: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Test images in true colour and the patch features of several models: ``columns[title][i]`` is a PNG address."""
+    """Test images and what models make of them: ``columns[title][i]`` is a PNG address; ``legend``: (name, colour)."""
 
     captions: list[str]
     columns: dict[str, list[str]]
+    legend: Sequence[tuple[str, str]] = ()
 
 
 @torch.inference_mode()
 def patch_gallery(
-    models: Sequence[Model], dataset: EvalDataset, device: torch.device, count: int = 6, missing: str = "error"
+    models: Sequence[Model],
+    dataset: EvalDataset,
+    device: torch.device,
+    count: int = 6,
+    missing: str = "error",
+    sizing: str | None = None,
 ) -> Gallery:
     """Test images seen by every model that has feature maps: of each class the first, at most ``count`` in all.
 
-    Where images do not have one class each, the first ones; of a series the first date.
+    Where images do not have one class each, the first ones; of a series the first date. ``missing`` and ``sizing`` as
+    in :func:`eval.joining.join`, but that images to be cut into tiles are resized: a picture shows all of an image.
     """
+    sizing = "resize" if sizing == "tile" else sizing
     test, classes = dataset.splits["test"], dataset.kind == "classification" and dataset.splits["test"].labels
     if isinstance(classes, Tensor):
         first = [int((classes == c).nonzero()[0]) for c in classes.unique().tolist()][:count]
@@ -132,6 +140,6 @@ def patch_gallery(
         if not columns:
             pictures = true_colour(seen(plain), dataset.band_names, plain.norm)
             columns["true colour"] = [png(x) for x in pictures]
-        maps = model.maps(seen(join(model, dataset, missing)))
+        maps = model.maps(seen(join(model, dataset, missing, sizing)))
         columns[model.name] = [png(x) for x in pca_colours(maps[-1])]
     return Gallery(captions, columns)

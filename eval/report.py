@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,17 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dinov2.files import write_atomic
+from eval.leaderboard import Groups, columns, leaderboard
 from eval.pictures import Curve, Gallery, chart
-from eval.results import Line, Row, summarise, verdicts
+from eval.results import Line, Row, summarise, verdicts, written
+from eval.scoring import LOWER
 
 TEMPLATES = Path(__file__).parent / "templates"
+PER_CLASS = {  # kind -> what the table of classes shows: key, title
+    "classification": ("f1", "F1"),
+    "segmentation": ("iou", "IoU"),
+    "multilabel": ("average_precision", "Average precision"),
+}
 SPEED = {"lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"}
 SECTIONS = (  # title, which scalars of metrics.jsonl
     (
@@ -28,24 +35,43 @@ SECTIONS = (  # title, which scalars of metrics.jsonl
 )
 
 
-def write_report(path: Path, rows: Sequence[Row], runs: Sequence[Path] = (), gallery: Gallery | None = None) -> Path:
-    """Write the page of ``rows`` (their order is the tables'), of the run folders' curves and of a patch gallery."""
+def write_report(
+    path: Path,
+    rows: Sequence[Row],
+    runs: Sequence[Path] = (),
+    gallery: Gallery | None = None,
+    maps: Mapping[str, Gallery] | None = None,
+    groups: Groups | None = None,
+) -> Path:
+    """Write the page of ``rows`` (their order is the tables') and of the run folders' curves.
+
+    ``gallery``: patch features; ``maps``: predictions by evaluation; ``groups``: named averages over evaluations.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["breakable"] = lambda text: re.sub(r"(?<=[:/_-])", "\u200b", text)  # narrow columns
-    environment.filters["plain"] = lambda x: (
-        "none" if x is None else ", ".join(map(str, x)) if isinstance(x, list) else x
-    )
-    environment.filters["percent"] = lambda x: "–" if x is None or np.isnan(x) else f"{100 * x:.1f}"
+    environment.filters |= {
+        "breakable": lambda text: re.sub(r"(?<=[:/_-])", "\u200b", text),  # narrow columns
+        "plain": lambda x: "none" if x is None else ", ".join(map(str, x)) if isinstance(x, list) else x,
+        "percent": lambda x: "–" if x is None or np.isnan(x) else f"{100 * x:.1f}",
+    }
+    standings, verdict = leaderboard(rows, groups), verdicts(rows)
+    averages, configs = columns(standings)
     page = environment.get_template("report.html").render(
-        title=", ".join(run.name for run in runs) or "Floors",
-        verdicts=verdicts(rows),
-        benchmarks=[benchmark(c, rows) for c in dict.fromkeys(row["config"] for row in rows if row["confusion"])],
+        title=", ".join(run.name for run in runs) or "Evaluation",
+        verdicts=verdict,
+        lost={(v.model, v.config) for v in verdict if not v.wins},
+        standings=standings,
+        averages=averages,
+        configs=configs,
+        best={c: max((s.lines[c] for s in standings if c in s.lines), key=lambda x: x.merit).model for c in configs},
+        benchmarks=[benchmark(c, rows) for c in dict.fromkeys(row["config"] for row in rows)],
+        costs=costs(rows),
         charts=charts(runs),
         runs=[facts(run) for run in runs],
         gallery=gallery,
+        maps=maps or {},
     )
     write_atomic(path, page)
     return path
@@ -54,30 +80,51 @@ def write_report(path: Path, rows: Sequence[Row], runs: Sequence[Path] = (), gal
 def benchmark(config: str, rows: Sequence[Row]) -> dict[str, Any]:
     """What the page shows of one evaluation config."""
     rows = [row for row in rows if row["config"] == config]
-    lines = summarise(rows)
-    first = rows[0]
-    truth = np.sum(first["confusion"], axis=1)  # test images per class
+    lines, first, answer = summarise(rows), rows[0], constant_answer(rows)
+    error = first["metric"] in LOWER
     return {
         "config": config,
         "lines": lines,
         "first": first,
-        "majority": truth.max() / truth.sum(),
+        "constant": answer,
+        "constant_words": written(first["metric"], answer, first["unit"]) if answer is not None else "",
+        "full": 1.05 * max([x.high for x in lines] + [answer or 0]) if error else 1.0,  # the value of a whole bar
+        "score": PER_CLASS.get(first["kind"]),
         "classes": per_class(rows, lines),
-        "confusion": confusion(rows, lines),
+        "confusion": confusion(rows, lines) if first["confusion"] else None,
         "details": {line.model: next(r for r in rows if r["model"] == line.model) for line in lines},
     }
 
 
+def constant_answer(rows: Sequence[Row]) -> float | None:
+    """What the best answer that is the same everywhere scores on the test images; None where no row tells.
+
+    The largest class; as a mean IoU that class' share over the number of classes that occur; of labels the mean of
+    their shares; of values their mean, whose error is their standard deviation RMSE / sqrt(1 - R2).
+    """
+    row = rows[0]
+    if row["kind"] == "regression":
+        known = [r["metrics"] for r in rows if r["metrics"]["r2"] is not None and r["metrics"]["r2"] < 1]
+        return known[0]["rmse"] / (1 - known[0]["r2"]) ** 0.5 if known else None
+    support = np.array(row["per_class"]["support"], float)
+    if row["kind"] == "multilabel":
+        return float(support[support > 0].mean() / row["n"])
+    share = float(support.max() / support.sum())
+    return share / int((support > 0).sum()) if row["kind"] == "segmentation" else share
+
+
 def per_class(rows: Sequence[Row], lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Per class: name, test images and every model's F1 (mean over seeds)."""
-    f1 = {
-        line.model: np.mean([np.array(r["per_class"]["f1"], float) for r in rows if r["model"] == line.model], axis=0)
-        for line in lines
+    """Per class: name, test images (of maps: pixels) and every model's score (mean over seeds)."""
+    if rows[0]["kind"] not in PER_CLASS:
+        return []
+    key = PER_CLASS[rows[0]["kind"]][0]
+    found = {
+        x.model: np.mean([np.array(r["per_class"][key], float) for r in rows if r["model"] == x.model], axis=0)
+        for x in lines
     }
-    support = np.sum(rows[0]["confusion"], axis=1)
     return [
-        {"name": name, "support": int(support[i]), "f1": [float(f1[line.model][i]) for line in lines]}
-        for i, name in enumerate(rows[0]["classes"])
+        {"name": name, "support": int(support), "scores": [float(found[x.model][i]) for x in lines]}
+        for i, (name, support) in enumerate(zip(rows[0]["classes"], rows[0]["per_class"]["support"], strict=True))
     ]
 
 
@@ -88,6 +135,20 @@ def confusion(rows: Sequence[Row], lines: Sequence[Line]) -> dict[str, Any]:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cells = [list(zip(c, s, strict=True)) for c, s in zip(counts.tolist(), shares.tolist(), strict=True)]
     return {"model": best.model, "rows": list(zip(rows[0]["classes"], cells, strict=True))}
+
+
+def costs(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """By model: parameters, least and most operations per image over the evaluations, seconds and number of cells."""
+    out = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        its = [row for row in rows if row["model"] == model]
+        flops = [row["cost"]["flops"] for row in its if "cost" in row]
+        parameters = max((row["cost"]["parameters"] for row in its if "cost" in row), default=None)
+        spent = {"seconds": sum(row["seconds"] for row in its), "cells": len(its)}
+        out.append(
+            {"model": model, "parameters": parameters, "flops": (min(flops), max(flops)) if flops else None} | spent
+        )
+    return out
 
 
 def read_metrics(run: Path) -> dict[str, Curve]:
