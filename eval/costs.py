@@ -38,10 +38,11 @@ def encoder_flops(encoder: Any, side: int, bands: int = NOMINAL_BANDS) -> int:
 
 
 @torch.no_grad()
-def model_cost(model: Model, x: View) -> dict[str, int]:
+def model_cost(model: Model, x: View, maps: bool = False) -> dict[str, int]:
     """``parameters`` of a model, and the ``flops`` of embedding one image (or series) as large as those of a view.
 
-    Of transformers the written count, of all else what torch's counter finds in a pass over the first image.
+    Of transformers the written count, of all else what torch's counter finds in a pass over the first image; ``maps``:
+    one that gives feature maps, which is all that some can give.
     """
     found = {"parameters": sum(p.numel() for p in model.network.parameters())}
     imgs, bands = x["imgs"], x["chn_ids"].shape[1]
@@ -51,7 +52,7 @@ def model_cost(model: Model, x: View) -> dict[str, int]:
         places = dates * (imgs.shape[-2] // encoder.patch_size) * (imgs.shape[-1] // encoder.patch_size)
         return found | {"flops": sum(part_flops(part, places, bands) for part in parts(encoder))}
     with FlopCounterMode(display=False) as counter:
-        model.features({key: value[:1] for key, value in x.items()})
+        (model.maps if maps else model.features)({key: value[:1] for key, value in x.items()})
     return found | {"flops": counter.get_total_flops()}
 
 

@@ -68,7 +68,7 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
         n_val=len(dataset.splits["val"]),
         ignored=dataset.ignored,
         classes=list(dataset.classes),
-        cost=model_cost(trial.model, trial.example),
+        cost=model_cost(trial.model, trial.example, maps=evaluation.task["name"] == "decoder"),
         seconds=round(time.perf_counter() - start, 2),
         **identity,  # type: ignore[typeddict-item]
         **scores,

@@ -111,7 +111,9 @@ def leaderboard(rows: Sequence[Row], groups: Groups | None = None) -> list[Stand
     standings = []
     for model, its in table.items():
         means = {
-            name: estimate(np.mean([its[c].value for c in found]), np.mean([possible[model, c] for c in found], 0))
+            name: estimate(
+                float(np.mean([its[c].value for c in found])), np.mean([possible[model, c] for c in found], 0)
+            )
             for name, found in averages.items()
             if its.keys() >= set(found)
         }
