@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,9 +91,10 @@ def cube(path: Path, resolution: float) -> Cube:
     """A WorldCereal cube (netCDF) of one region, for ``timeseries --src``; every month that has numbers is clear."""
     from data_prep.timeseries.imports import Cube
 
+    with rasterio.open(path) as file:
+        names = [name.rsplit(":", 1)[-1] for name in file.subdatasets]
+
     def variable(band: str) -> str:
-        with rasterio.open(path) as file:
-            names = [name.rsplit(":", 1)[-1] for name in file.subdatasets]
         known = [name for name in (band, band.replace("B0", "B")) if name in names]  # B02 is B2 in some
         if not known:
             raise ValueError(f"{path} has no variable {band}; it has {', '.join(sorted(names))}")
@@ -106,13 +107,14 @@ def cube(path: Path, resolution: float) -> Cube:
     optical = ImageSpec("sentinel2_l2a", resolution, BANDS, "uint16", "reflectance", 1e-4, 0.0, 0)
     radar = ImageSpec("sentinel1_rtc", resolution, ("VV", "VH"), "int16", "db", SCALE, OFFSET, NONE)
 
+    @lru_cache(maxsize=len(BANDS) + len(RADAR_SPEC.bands))  # all dates of a window: opening takes longest
+    def planes(band: str, window: tuple[int, int, int, int]) -> np.ndarray:
+        with rasterio.open(variable(band)) as raster:
+            return raster.read(window=Window(*window))
+
     def read(name: str, window: Window, number: int) -> np.ndarray:
         wanted = BANDS if name in (OPTICAL, MASKS) else radar.bands
-        planes = []
-        for band in wanted:
-            with rasterio.open(variable(band)) as raster:
-                planes.append(raster.read(number + 1, window=window))
-        numbers = np.stack(planes, -1)
+        numbers = np.stack([planes(band, window.flatten())[number] for band in wanted], -1)
         if name == "sar_ascending":
             return stored_db(numbers)
         numbers = np.where(numbers == NODATA, 0, numbers).astype(np.uint16)
