@@ -27,9 +27,10 @@ GREY = (0.75, 0.75, 0.75)  # where there is no truth
 
 
 def palette(classes: int) -> np.ndarray:
-    """``[K, 3]`` colours in [0, 1]: hues a golden angle apart, in turn light and dark."""
+    """``[K, 3]`` colours in [0, 1]: hues a golden angle apart, in turn bright, dark and pale."""
+    tones = ((0.8, 0.95), (0.8, 0.55), (0.45, 0.95))  # saturation, brightness
     hues = [(0.09 + 0.618034 * k) % 1 for k in range(classes)]
-    return np.array([colorsys.hsv_to_rgb(h, 0.75, (0.95, 0.6)[k // 2 % 2]) for k, h in enumerate(hues)])
+    return np.array([colorsys.hsv_to_rgb(h, *tones[k % 3]) for k, h in enumerate(hues)])
 
 
 def css(colour: Sequence[float]) -> str:
@@ -56,7 +57,7 @@ def telling(split: Split, kind: str) -> list[int]:
         return float(np.ptp(known)) if known.size else 0.0
 
     found = [variety(split.target(i)) for i in range(min(LOOKED_AT, len(split)))]
-    return sorted(np.argsort(found, kind="stable")[::-1][:COUNT].tolist())
+    return sorted(np.argsort(-np.array(found), kind="stable")[:COUNT].tolist())
 
 
 def painter(
