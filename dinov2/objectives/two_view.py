@@ -21,6 +21,7 @@ from dinov2.models.heads import mlp_head
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives import losses
 from dinov2.objectives.base import Now, Objective, ema_update
+from dinov2.objectives.mixup import mixed, mixed_correlation, partners
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ ROWS = {
     "byol": Row(
         True, losses.negative_cosine, (), 128, LARGER
     ),  # Grill et al. 2020, eq. 2 up to the constant and factor 2
-    "barlow": Row(False, losses.cross_correlation, ("off_diagonal",), 128, LARGER),  # Zbontar et al. 2021, eq. 1
+    "barlow": Row(
+        False, losses.cross_correlation, ("off_diagonal", "mixup"), 128, LARGER
+    ),  # Zbontar et al. 2021, eq. 1
 }
 KNOBS = {knob for row in ROWS.values() for knob in row.knobs}
 
@@ -53,7 +56,8 @@ class TwoView(Objective):
     """Two crops per sample (from two sensors where it has them), one loss between their projections.
 
     ``queue`` > 0 is MoCo's first form (arXiv 1911.05722): negatives are that many earlier keys instead of those of the
-    batch, and there is no predictor. Keys that enter it are the teacher's of the second crops.
+    batch, and there is no predictor. Keys that enter it are the teacher's of the second crops. ``mixup`` > 0 adds Barlow
+    Twins' regulariser on mixed pixel series, as many times ``off_diagonal``.
     """
 
     queue: Tensor | None  # [Q, P], unit rows
@@ -70,6 +74,7 @@ class TwoView(Objective):
         distinct: bool = True,
         temperature: float = 0.2,
         off_diagonal: float = 5e-3,
+        mixup: float = 0.0,
         hidden_dim: int = 2048,
         projection_dim: int = 256,
         projector_layers: int = 3,
@@ -80,6 +85,7 @@ class TwoView(Objective):
         knobs = {"temperature": temperature, "off_diagonal": off_diagonal}
         self.name, self.asymmetric = row, ROWS[row].asymmetric
         self.loss = partial(ROWS[row].loss, **{k: v for k, v in knobs.items() if k in ROWS[row].knobs})
+        self.mixup = mixup * off_diagonal
         self.views = (ViewSpec("crop", 2, size, scale, bands, distinct),)
         self.encoder = encoder
         self.projector = mlp_head(encoder.embed_dim, hidden_dim, projection_dim, projector_layers)
@@ -104,7 +110,14 @@ class TwoView(Objective):
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """One pass over both views; see :class:`Objective`."""
-        return self.compare(self.embed(batch.views["crop"]))
+        crops = batch.views["crop"]
+        terms = self.compare(self.embed(crops))
+        if self.mixup:
+            partner, share = partners(batch.positions)
+            blend = self.projector(self.encoder(mixed(crops, partner, share)))  # [B, P]
+            terms["mixup"] = self.mixup * mixed_correlation(*terms.pop("projected").chunk(2), blend, partner, share)
+            terms["loss"] = terms["loss"] + terms["mixup"]
+        return terms
 
     def embed(self, crops: View) -> dict[str, Tensor]:
         """``student`` ``[2B, D]``, and without gradient ``teacher`` ``[2B, D]`` where there is one."""
@@ -127,7 +140,8 @@ class TwoView(Objective):
             loss = (self.loss(p0, t1, **negatives) + self.loss(p1, t0, **negatives)) / 2
         else:
             loss = self.loss(*z.chunk(2))
-        return {"loss": loss, "embedding": embedded["student"].detach()}
+        terms = {"loss": loss, "embedding": embedded["student"].detach()}
+        return {**terms, "projected": z} if self.mixup else terms
 
     @torch.no_grad()
     def after_step(self, now: Now) -> None:

@@ -195,6 +195,8 @@ def check_batch(cfg: DictConfig, objective: Objective, stream: Stream) -> str | 
         raise ValueError(
             f"train.exact_accumulation: {cfg.objective.name} has no exact form; only {', '.join(ROWS)} have one"
         )
+    if cfg.train.exact_accumulation and getattr(objective, "mixup", 0):
+        raise ValueError("train.exact_accumulation has no exact form of objective.mixup: set one of them only")
     together = cfg.data.batch_size if cfg.train.exact_accumulation else stream.micro_batch * stream.world
     return objective.check_batch(cfg.data.batch_size, together)
 
