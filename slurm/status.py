@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 LOGS = "slurm"  # the folder of logs and pickles inside a run, an evaluation or a folder of shard sets
@@ -39,7 +40,7 @@ def status(root: Path) -> None:
         raise ValueError(f"{root}: nothing below this folder was submitted by slurm/submit.py")
     table = Table("run", "job", "state", "step", "images/s", Column("last error", overflow="fold"), box=None)
     for state in found:
-        table.add_row(str(state.folder.relative_to(root)), *state[1:])
+        table.add_row(*map(escape, (str(state.folder.relative_to(root)), *state[1:])))
     Console(width=None if os.isatty(1) else 200).print(table, highlight=False)
 
 
