@@ -2,9 +2,8 @@
 
     python eval/shootout.py --config-file configs/shootout/sandbox.yaml [--output-dir D] [--only NAME ...] [key=value]
 
-``key=value`` override every pretraining config; ``--seeds 0 1 2 train.steps=1000`` is the long form. What is done is
-not done again. Exit code 1 if a pretrained encoder does not beat random weights in a linear probe by more than the
-intervals.
+``key=value`` override every pretraining config. What is done is not done again. Exit code 1 if a pretrained encoder
+does not beat random weights in a linear probe by more than the intervals.
 """
 
 from __future__ import annotations
@@ -42,22 +41,26 @@ class Shootout:
 
     pretrain: dict[str, Any] = MISSING  # sections of a pretraining config that all runs share
     objectives: dict[str, Any] = MISSING  # name -> sections in which its runs differ
+    seeds: list[int] = field(default_factory=lambda: [0])  # of pretraining: a run of every objective for each
     evaluations: list[str] = MISSING  # evaluation configs or folders
     overrides: list[str] = field(default_factory=list)  # key=value for all evaluations
     prepare: list[str] = field(default_factory=list)  # command lines that make the shards
 
 
 def load(path: Path) -> Shootout:
-    """Read and check a YAML file."""
-    return Shootout(**config.plain(config.merge(Shootout, config.read_yaml(path), origin=str(path))))
+    """Read and check a YAML file; ``base`` in it names the file (from the project's root) that it differs from."""
+    layers = [config.read_yaml(path)]
+    while base := layers[0].pop("base", None):
+        layers.insert(0, config.read_yaml(ROOT / base))
+    return Shootout(**config.plain(config.merge(Shootout, *layers, origin=str(path))))
 
 
-def runs(shootout: Shootout, only: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Run name -> its pretraining config."""
+def runs(shootout: Shootout, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
+    """Run name -> its pretraining config; ``only`` these objectives, and these ``seeds`` instead of the config's."""
     unknown = [name for name in only if name not in shootout.objectives]
     if unknown:
         raise ValueError(f"--only {unknown[0]}: the config compares {', '.join(shootout.objectives)}")
-    found = {}
+    found, seeds = {}, seeds or shootout.seeds
     for name in only or shootout.objectives:
         for seed in seeds:
             own = {"objective": {"name": name}, "train": {"seed": seed}}
@@ -112,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config-file", type=Path, required=True, help="YAML file: what is compared, and on what")
     p.add_argument("--output-dir", "--output_dir", type=Path, help="runs and report (default: runs/shootout_<config>)")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these objectives only")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of pretraining: one run for each")
+    p.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="of pretraining, not the config's")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options that override every pretraining config")
     return p
 
