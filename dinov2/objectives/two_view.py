@@ -56,8 +56,8 @@ class TwoView(Objective):
     """Two crops per sample (from two sensors where it has them), one loss between their projections.
 
     ``queue`` > 0 is MoCo's first form (arXiv 1911.05722): negatives are that many earlier keys instead of those of the
-    batch, and there is no predictor. Keys that enter it are the teacher's of the second crops. ``mixup`` > 0 adds Barlow
-    Twins' regulariser on mixed pixel series, as many times ``off_diagonal``.
+    batch, and there is no predictor. Keys that enter it are the teacher's of the second crops. ``mixup`` > 0 adds
+    Barlow Twins' regulariser on mixed pixel series, as many times ``off_diagonal``.
     """
 
     queue: Tensor | None  # [Q, P], unit rows
@@ -115,7 +115,8 @@ class TwoView(Objective):
         if self.mixup:
             partner, share = partners(batch.positions)
             blend = self.projector(self.encoder(mixed(crops, partner, share)))  # [B, P]
-            terms["mixup"] = self.mixup * mixed_correlation(*terms.pop("projected").chunk(2), blend, partner, share)
+            z0, z1 = terms.pop("projected").chunk(2)  # [B, P] each
+            terms["mixup"] = self.mixup * mixed_correlation(z0, z1, blend, partner, share)
             terms["loss"] = terms["loss"] + terms["mixup"]
         return terms
 
