@@ -193,7 +193,7 @@ def main(argv: list[str]) -> int:
     if args.command == "status":
         status(args.folder)
         return 0
-    return COMMANDS[args.command](args, rest, argv[1:])
+    return COMMANDS[args.command](args, rest, argv)
 
 
 if __name__ == "__main__":
