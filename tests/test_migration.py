@@ -1,0 +1,62 @@
+"""Every counterpart that docs/migration.md names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dinov2.models.zoo import ZOO
+from eval import schema
+from eval.datasets import DATASETS
+from eval.decoders import DECODERS, NECKS
+from eval.labels import STRATEGIES
+from eval.losses import LOSSES
+from eval.main import parser
+from eval.tasks.crops import CROPS
+from eval.tasks.targets import TRAINED
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = [line.strip("|").split(" | ") for line in (ROOT / "docs/migration.md").read_text().splitlines()]
+HERE = sorted({token for cells in TABLE if len(cells) == 3 for token in re.findall(r"`([^`]+)`", cells[1])})
+VALUES = {
+    "task.decoder": DECODERS, "task.neck": NECKS, "task.loss": LOSSES, "task.crop": CROPS,
+    "labels.strategy": STRATEGIES, "task.train": TRAINED, "model.size": ("resize", "tile", "interpolate"),
+    "model.missing": ("error", "drop", "zero"), "dataset.name": DATASETS, "task.name": schema.TASKS,
+}  # fmt: skip
+TASKS = [{"name": "decoder"}, {"name": "linear"}, {"name": "knn"}]
+
+
+def loads(task, override):
+    """Whether an evaluation with this task takes the option."""
+    try:
+        schema.load({"dataset": {"name": "sen1floods11"}, "task": task}, [override])
+    except ValueError:
+        return False
+    return True
+
+
+def test_the_tables_are_read():
+    assert len(HERE) > 50 and {"task.decoder=muster", "--averages FILE", "dataset.root"} <= set(HERE)
+
+
+@pytest.mark.parametrize("token", HERE)
+def test_a_counterpart_exists(token):
+    flag, _, rest = token.partition(" ")
+    if flag.startswith("--"):
+        assert flag in parser().format_help()
+        for name in re.findall(r"(\w+)@", rest):
+            assert name in ZOO
+        for path in re.findall(r"configs/\S+", rest):
+            assert (ROOT / path).exists()
+    elif flag == "torchrun":
+        assert (ROOT / rest.split()[-1]).is_file()
+    elif "/" in token:
+        assert (ROOT / token).exists()
+    else:
+        key, _, value = token.partition("=")
+        assert any(loads(task, token if value else f"{key}={x}") for task in TASKS for x in ("null", "x"))
+        assert not value or key not in VALUES or value in VALUES[key]
+
+
+def test_an_option_that_is_not_there_is_found_out():
+    assert not any(loads(task, "task.n_epochs=3") for task in TASKS)
