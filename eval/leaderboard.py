@@ -152,10 +152,12 @@ def write_leaderboard(standings: Sequence[Standing], output: Path) -> None:
     text = "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n"
     records = []
     for s in standings:
-        rank = f"{s.rank.value:.2f} [{s.rank.low:.2f}, {s.rank.high:.2f}]" if s.rank else "–"
+        rank, first = "–", "–"
+        if s.rank:
+            rank, first = f"{s.rank.value:.2f} [{s.rank.low:.2f}, {s.rank.high:.2f}]", f"{100 * s.first:.0f} %"
         means = [percent(s.averages.get(name)) for name in averages]
         cells = [str(s.lines[c]) if c in s.lines else "–" for c in configs]
-        text += "| " + " | ".join([s.model, s.role, rank, f"{100 * s.first:.0f} %", *means, *cells]) + " |\n"
+        text += "| " + " | ".join([s.model, s.role, rank, first, *means, *cells]) + " |\n"
         record: dict[str, Any] = {"model": s.model, "role": s.role, "first": s.first if s.rank else None}
         parts = {"rank": s.rank, **{f"average {k}": x for k, x in s.averages.items()}, **s.lines}
         for name, x in parts.items():

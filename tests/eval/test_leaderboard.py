@@ -83,7 +83,7 @@ def test_tables(tmp_path):
     head, _, first, *_, last = (tmp_path / "leaderboard.md").read_text().splitlines()
     assert head == "| model | role | mean rank | first | geo | geo/one | geo/two | height |"
     assert first.startswith("| a | pretrained | 1.17 [1.00, 1.33] | ") and first.endswith("| 2 [1.9, 2.1] m |")
-    assert last.startswith("| c | floor | – |") and last.endswith("| 50.0 [48.0, 52.0] | – |")
+    assert last.startswith("| c | floor | – | – |") and last.endswith("| 50.0 [48.0, 52.0] | – |")
     records = list(csv.DictReader((tmp_path / "leaderboard.csv").open()))
     assert [r["model"] for r in records] == ["a", "b", "c"]
     assert float(records[0]["height high"]) == pytest.approx(2.1) and records[2]["height"] == records[2]["rank"] == ""
