@@ -82,7 +82,8 @@ def _cat(filesystem: Any, inner: str, start: int, size: int) -> bytearray:
     try:
         data = filesystem.cat_file(inner, start=start, end=start + size)
     except Exception as error:  # of any client: a range that begins behind the end of a cut file has no name in common
-        if filesystem.size(inner) <= start:
+        size_now = filesystem.size(inner)  # None where a server does not tell
+        if size_now is not None and size_now <= start:
             raise EOFError(f"{inner}: ends before byte {start}") from error
         raise
     if len(data) > size:
