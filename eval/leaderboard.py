@@ -88,9 +88,9 @@ def draws(lines: Sequence[Line]) -> np.ndarray:
 
 
 def estimate(value: float, drawn: np.ndarray) -> Estimate:
-    """A figure and the 95 % interval of what was drawn for it ``[DRAWS]``."""
+    """A figure and the 95 % interval of what was drawn for it ``[DRAWS]``; drawn extreme ranks move inwards only."""
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
 
 
 def leaderboard(rows: Sequence[Row], groups: Groups | None = None) -> list[Standing]:
@@ -136,7 +136,7 @@ def mean_ranks(
     mean = rankdata(-sign * values, axis=-1).mean(-2)  # [M]
     means = rankdata(-sign * drawn, axis=-1).mean(-2)  # [DRAWS, M]
     best = (means == means.min(-1, keepdims=True)).mean(0)  # [M]
-    return {m: (estimate(mean[i], means[:, i]), float(best[i])) for i, m in enumerate(models)}
+    return {m: (estimate(float(mean[i]), means[:, i]), float(best[i])) for i, m in enumerate(models)}
 
 
 def columns(standings: Sequence[Standing]) -> tuple[list[str], list[str]]:

@@ -1,15 +1,18 @@
-"""Every counterpart that docs/migration.md names exists."""
+"""What docs/migration.md and docs/evaluation.md name exists."""
 
+import fnmatch
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dinov2.models.zoo import ZOO
 from eval import schema
 from eval.datasets import DATASETS
 from eval.decoders import DECODERS, NECKS
 from eval.labels import STRATEGIES
+from eval.leaderboard import read_groups
 from eval.losses import LOSSES
 from eval.main import parser
 from eval.tasks.crops import CROPS
@@ -60,3 +63,19 @@ def test_a_counterpart_exists(token):
 
 def test_an_option_that_is_not_there_is_found_out():
     assert not any(loads(task, "task.n_epochs=3") for task in TASKS)
+
+
+def test_the_page_on_evaluation_names_what_is_there(tmp_path):
+    page = (ROOT / "docs/evaluation.md").read_text()
+    example, averages = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "averages.yaml").write_text(yaml.safe_dump(averages))
+    assert schema.load(example).task["epochs"] == 16
+    assert read_groups(tmp_path / "averages.yaml") == averages
+    names = [path.relative_to(schema.CONFIGS).with_suffix("").as_posix() for path in schema.CONFIGS.rglob("*.yaml")]
+    assert all(fnmatch.filter(names, pattern) for patterns in averages.values() for pattern in patterns)
+    for path in re.findall(r"(?:configs|eval|slurm)/[\w/]+(?:\.py)?", page):
+        assert (ROOT / path).exists(), path
+    for flag in re.findall(r"(?<=[ `])--[a-z-]+", page):
+        assert flag in parser().format_help() or flag in ("--nproc", "--gpus-per-node"), flag
+    for key in re.findall(r"`((?:task|running|model|labels)\.\w+=\S+?)[ `]", page):
+        assert any(loads(task, key) for task in TASKS), key
