@@ -45,7 +45,17 @@ def states_of(dataset: EvalDataset, split: str, logits: Iterable[Tensor]) -> Ten
         target = torch.stack(list(targets(owner, rows)))
         found.append(state(dataset.kind, batch, target.to(batch.device), len(dataset.classes)))
     assert at == len(owner), f"{at} of {len(owner)} images were predicted"
-    return torch.cat(found)
+    states = torch.cat(found)
+    check_labelled(dataset, split, bool(states.any()))
+    return states
+
+
+def check_labelled(dataset: EvalDataset, split: str, some: bool) -> None:
+    """ValueError unless ``some`` pixel of the split's maps has a label."""
+    if dataset.splits[split].dense and not some:
+        raise ValueError(
+            f"dataset {dataset.name}: no pixel of its {split} maps has a label; correct what is ignored, or the masks"
+        )
 
 
 def score(kind: str, states: Tensor, classes: int, *, resamples: int = 0, seed: int = 0) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dinov2.data.batch import Batch
 from eval.features import Trial
 from eval.losses import OF_KIND, build_loss
 from eval.reading import TARGET, VIEW, progress, steps
-from eval.scoring import HEADLINE, Outcome, merit, state
+from eval.scoring import HEADLINE, Outcome, check_labelled, merit, state
 from eval.tasks.crops import training_crops
 from eval.tasks.encoding import Encoded, Store, encode
 from eval.tasks.heads import Group, Head, Learner, Wanted, build_head
@@ -58,6 +58,7 @@ class Course:
                     for encoded in batches:
                         group.learn(encoded)
                 if epoch % o.evaluate_every == 0 or epoch == o.epochs:
+                    check_labelled(self.trial.dataset, "train", all(group.labels for group in groups))
                     self.validate(learners, epoch)
         return [group.best() for group in groups]
 
@@ -93,6 +94,7 @@ class Course:
             for learner, found in zip(learners, states, strict=True):
                 logits = encoded.predict(learner.head.eval())
                 found.append(state(self.kind, logits, encoded.target, self.classes))
+        check_labelled(self.trial.dataset, "val", any(bool(s.any()) for s in states[0]))
         for learner, found in zip(learners, states, strict=True):
             learner.judge(merit(self.kind, torch.cat(found), self.classes), epoch, *self.modules(learner))
             learner.head.train()

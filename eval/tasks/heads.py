@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from eval.decoders import PYRAMIDAL, build_decoder, build_neck
+from eval.tasks.crops import labelled
 from eval.tasks.encoding import Encoded
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Group:
         ]
         self.orders = self.permutations()
         self.stream: Iterator[Encoded] | None = None  # of epochs that are read on the way
-        self.count = 0
+        self.count = self.labels = 0  # steps taken, labelled entries seen
 
     def permutations(self) -> Iterator[list[list[int]]]:
         """See ``orders``."""
@@ -163,7 +164,9 @@ class Group:
 
     def learn(self, encoded: Encoded) -> None:
         """A step of every head."""
+        assert encoded.target is not None
         self.count += 1
+        self.labels += int(labelled(encoded.target).sum())
         for learner in self.learners:
             learner.step(encoded, self.criterion, key=self.seed * 1_000_003 + self.count)
 

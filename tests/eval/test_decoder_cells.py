@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,8 +27,8 @@ VIT = "random:vit_tiny?patch_size=4&img_size=16&embed_dim=32&depth=2&num_heads=2
 QUICK = {"name": "decoder", "decoder": "linear", "epochs": 3, "batch_size": 4, "learning_rates": [0.01, 0.1]}
 
 
-def write(folder, shift=0):
-    """Train 12, val 5, test 5 samples; ``shift`` moves the classes of the test maps."""
+def write(folder, shift=0, blank=None):
+    """Train 12, val 5, test 5 samples; ``shift`` moves the classes of the test maps, ``blank`` maps have no label."""
     about = {"cover": {"kind": "mask", "classes": ["dark", "middle", "bright"], "ignore": -1}}
     about["height"] = {"kind": "mask", "unit": "m"}
     about["mean"] = {"kind": "scalar", "unit": "m"}
@@ -39,7 +40,7 @@ def write(folder, shift=0):
             replace(
                 world.sample(i),
                 labels={
-                    "cover": ((world.target(i) + moved) % 3).astype("int16"),
+                    "cover": np.where(name == blank, -1, (world.target(i) + moved) % 3).astype("int16"),
                     "height": values.target(i),
                     "mean": float(world.labels("regression")[i]),
                     "scene": int(world.labels("classification")[i]),
@@ -70,6 +71,12 @@ def test_a_decoder_cell_says_how_it_came_about(tmp_path, roots):
     assert set(row["per_class"]) >= {"iou", "f1"} and "labels_hash" not in row
     folder = next(tmp_path.rglob("seed-0.json")).parent
     assert load_trained(folder).classes == ("dark", "middle", "bright")
+
+
+@pytest.mark.parametrize(("blank", "split"), [("root", "train"), ("val_root", "val"), ("test_root", "test")])
+def test_maps_without_a_label_are_one_sentence(tmp_path, blank, split):
+    with pytest.raises(RuntimeError, match=f"ValueError: dataset blocks: no pixel of its {split} maps has a label"):
+        evaluate([VIT], [config(write(tmp_path, blank=blank))], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
