@@ -25,7 +25,7 @@ SHOWN = ("images", "bands", "size", "title", "split_hash")  # options that do no
 def files(
     *,
     root: str,
-    layers: dict[str, Layer],  # the images of a sample; the files of the first are the samples, {id} names them
+    layers: dict[str, Layer],  # the images of a sample; files of the first are the samples, {id} (or key) names them
     kind: str = "segmentation",  # or classification, multilabel, regression
     classes: list[str] | None = None,  # None: the values of the column ``label`` in alphabetical order
     target: Target | None = None,  # the truth per pixel, or
@@ -65,7 +65,7 @@ def files(
     maps = MapReader(folder, target, tuple(classes or ()) if kind == "segmentation" else None) if target else None
 
     def build() -> tuple[Columns, list[Path]]:
-        columns, seen = rows_of.of_files(folder, first)
+        columns, seen = rows_of.of_files(folder, first, key)
         if table:
             columns = rows_of.join(columns, folder / table, table_key)
             seen.append(folder / table)

@@ -33,7 +33,7 @@ class Pixels:
     gsd_m: float = MISSING  # pixel size as stored
     bands: list[str] | None = None  # in the order of the file; None: all of the sensor
     skip: list[str] | None = None  # those of them that hold nothing
-    names: list[str] | None = None  # what the files call them, where every band is a file or an array of its own
+    names: list[str] | None = None  # what files call them, if each has its own; "442|443": one name or the other
     unit: str | None = None  # None: the sensor's, as for the next three
     scale: float | None = None
     offset: float | None = None
@@ -81,6 +81,7 @@ class Layer(Pixels):
     frames: int = 1  # dates that one file holds, one after the other with all their bands
     evenly: int | None = None  # show so many dates, evenly spaced; None: all
     absent: bool = False  # the file of a date may be missing: its pixels are nodata
+    calendar: list[str] | None = None  # the dates that the words in ``dates`` stand for
     axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
 
     def chosen(self, dates: Sequence[T]) -> list[T]:
@@ -100,16 +101,27 @@ class Layer(Pixels):
         """The files of every date that is shown: one, or one per band."""
         steps = self.chosen(self.dates or values["date"]) if "{date}" in self.path else [""]
         names = (self.names or self.stored) if "{band}" in self.path else ("",)
-        path = Pattern(self.path)
-        return [[root / path.fill({**values, "date": step, "band": name}) for name in names] for step in steps]
+        return [[self.file(root, {**values, "date": step}, name) for name in names] for step in steps]
+
+    def file(self, root: Path, values: Mapping[str, Any], names: str) -> Path:
+        """The file of a date and a band, which may have one name or another."""
+        paths = [root / Pattern(self.path).fill({**values, "band": name}) for name in names.split("|")]
+        return next((path for path in paths[1:] if path.exists()), paths[0])
 
     def header(self, root: Path, values: Mapping[str, Any]) -> stores.Header:
         """That of a sample's first file, which stands for all."""
-        return stores.header(self.files(root, values)[0][0], self.axes)
+        return stores.header(self.there(self.files(root, values))[0][0], self.axes)
+
+    def there(self, files: list[list[Path]]) -> list[list[Path]]:
+        """Those of the dates that have files."""
+        found = [paths for paths in files if not self.absent or paths[0].exists()]
+        if not found:
+            raise ValueError(f"{files[0][0]} and the files of all other dates are missing; leave the sample out")
+        return found
 
     def times(self, values: Mapping[str, Any]) -> list[str]:
         """ISO dates of what is shown, where all of them are dates; a column may hold all of a sample's, with ";"."""
-        found = [values.get(step, step) for step in self.dates or values.get("date") or []]
+        found = [values.get(step, step) for step in self.calendar or self.dates or values.get("date") or []]
         every = [date for part in found for date in (part if isinstance(part, list) else part.split(";"))]
         dates = [iso_date(str(date)) for date in self.chosen(every)] if every else []
         return [date for date in dates if date] if all(dates) else []
@@ -117,9 +129,7 @@ class Layer(Pixels):
     def read(self, root: Path, values: Mapping[str, Any], spec: ImageSpec, window: Window | None) -> np.ndarray:
         """``[C, H, W]``, or ``[T, C, H, W]`` for several dates, of one sample."""
         files = self.files(root, values)
-        there = [paths for paths in files if not self.absent or paths[0].exists()]
-        if not there:
-            raise ValueError(f"{files[0][0]} and the files of all other dates are missing; leave the sample out")
+        there = self.there(files)
         dates = {paths[0]: self.read_date(paths, window, values.get("n", 0)) for paths in there}
         for paths in files:
             if paths[0] not in dates:

@@ -16,18 +16,22 @@ from eval.datasets.splits import divide, listed, read_table
 from eval.datasets.targets import MapReader
 
 
-def of_files(root: Path, layer: Layer) -> tuple[Columns, list[Path]]:
+def of_files(root: Path, layer: Layer, key: str) -> tuple[Columns, list[Path]]:
     """A row per sample of the layer: the fields of its path, and the folders that were looked at.
 
-    A ``{date}`` that the layer does not list is found in the names: the column holds every sample's dates in order.
+    A ``{date}`` that the layer does not list, or whose file may be absent, is found in the names: the column holds
+    every sample's dates in order. Where the path has no ``{id}``, it is ``key`` filled in.
     """
-    fixed = {"band": (layer.names or layer.stored)[0]} | ({"date": layer.dates[0]} if layer.dates else {})
-    columns, folders = scan(root, Pattern(layer.path).fix(fixed))
+    listed = {"date": layer.dates[0]} if layer.dates and not layer.absent else {}
+    columns, folders = scan(root, Pattern(layer.path).fix({"band": (layer.names or layer.stored)[0]} | listed))
     columns = by_sample(columns) if "date" in columns else columns
     if layer.axes:
         columns = by_number(columns, root, layer)
     if "id" not in columns:
-        raise ValueError(f"the path {layer.path} of the first layer has no {{id}}: it names the samples")
+        pattern = Pattern(key)
+        if not set(pattern.fields) <= columns.keys():
+            raise ValueError(f"the path {layer.path} of the first layer has no {{id}}: it names the samples")
+        columns["id"] = [pattern.fill(row(columns, i)) for i in range(len(columns["bytes"]))]
     return columns, folders
 
 

@@ -1,0 +1,35 @@
+"""Layouts of published maps of one date: MADOS."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.eval.datasets.layouts.chips import Chip, Expected, tif
+
+MADOS = {10: ([492], [559, 560], [665], [833]), 60: ([442, 443],)}
+MADOS[20] = ([704], [739, 740], [780, 783], [864, 865], [1610, 1614], [2186, 2202])
+
+
+def mados(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """A float file per band in folders of its pixel size, named after the satellite's wavelengths; crops 1 and 11."""
+    out, lists = {}, {"train": [], "val": [], "test": []}
+    for i in range(count):
+        chip, scene, crop = Chip(i, 15, (12, 12), scrambled), i // 3, (1, 11, 2)[i % 3]
+        images = {}
+        for gsd, bands in MADOS.items():
+            image = chip.image(len(bands), "float32", 0.02, 0.01, every=gsd // 10)
+            image[0, 1, 0] = np.nan
+            for names, pixels in zip(bands, image, strict=True):
+                tif(
+                    root / f"Scene_{scene}/{gsd}/Scene_{scene}_L2R_rhorc_{names[scene % len(names)]}_{crop}.tif", pixels
+                )
+            images[f"sentinel2_l2a-{gsd}m"] = image
+        for kind in ("cl", "conf", "rep"):
+            label = chip.stored(range(1, 16), 0, "float32") if kind == "cl" else np.ones((12, 12), np.float32)
+            tif(root / f"Scene_{scene}/10/Scene_{scene}_L2R_{kind}_{crop}.tif", label)
+        out[f"scene_{scene}_{crop}"] = Expected(images, chip.truth)
+        lists[("train", "val", "test")[i % 5 % 3]].append(f"Scene_{scene}_{crop}")
+    (root / "splits").mkdir()
+    for split, names in lists.items():
+        (root / f"splits/{split}_X.txt").write_text("\n".join(names) + "\n")
+    return out

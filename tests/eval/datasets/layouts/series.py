@@ -1,0 +1,88 @@
+"""Layouts of published series: PASTIS-R, multi-temporal crop classification, BioMassters."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tests.eval.datasets.layouts.chips import Chip, Expected, npy, tif
+
+
+def pastis_r(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Series of 7 and more dates of int16 (with -10000) and float16, maps [3, H, W], dates in a geojson."""
+    out, features = {}, []
+    for i in range(count):
+        chip, name, number = Chip(i, 19, (8, 8), scrambled), str(10000 + i), 7 + i % 3
+        s2 = np.stack([chip.image(10, "int16") for _ in range(number)])
+        s2[3, :, 1, 1] = -10000
+        s1 = np.stack([chip.image(3, "float16", -20, 3) for _ in range(number + 2)])
+        npy(root / f"DATA_S2/S2_{name}.npy", s2)
+        npy(root / f"DATA_S1A/S1A_{name}.npy", s1)
+        npy(root / f"DATA_S1D/S1D_{name}.npy", s1[1:])
+        label = chip.stored(range(19), 19)
+        npy(root / f"ANNOTATIONS/TARGET_{name}.npy", np.stack([label, label * 0 + 7, label * 0 + 9]))
+        days = {track: [20180917 + t for t in range(n)] for track, n in (("S2", number), ("S1A", number + 2))}
+        dates = {f"dates-{track}": {str(t): day for t, day in enumerate(found)} for track, found in days.items()}
+        dates["dates-S1A"] = json.dumps(dates["dates-S1A"])  # some copies hold text
+        features.append({"properties": {"ID_PATCH": int(name), "Fold": 1 + i % 5, "TILE": "t30uxv"} | dates})
+        chosen = {key: np.linspace(0, n - 1, 6).round().astype(int) for key, n in (("s2", number), ("s1", number + 2))}
+        out[name] = Expected(
+            {"sentinel2_l2a-10m": s2[chosen["s2"]], "sentinel1_grd-10m": s1[chosen["s1"], :2]},
+            chip.truth,
+            {"sentinel2_l2a-10m": [f"2018-09-{17 + t}" for t in chosen["s2"]]},
+        )
+    (root / "metadata.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return out
+
+
+def multitemporal_crop(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Chips of int16 with all bands of a date together, -9999 and 9999 in them; two folders, lists, a csv of dates."""
+    out, lists, rows = {}, {"training": [], "validation": []}, ["chip_id,first_img_date,middle_img_date,last_img_date"]
+    for i in range(count):
+        chip, name, split = (
+            Chip(i, 13, (9, 9), scrambled),
+            f"chip_{i:03d}_{i + 1:03d}",
+            ("training", "validation")[i % 2],
+        )
+        stack = np.concatenate([chip.image(6, "int16") + 5 * date for date in range(3)])
+        stack[7, 2, 3], stack[8, 2, 3] = -9999, 9999
+        tif(root / f"{split}_chips/{name}_merged.tif", stack)
+        tif(root / f"{split}_chips/{name}.mask.tif", chip.stored(range(1, 14), 0, "int16"))
+        lists[split].append(name)
+        rows.append(f"{name},2022-03-01,2022-06-0{1 + i % 9},2022-09-01")
+        expected = np.where(stack == 9999, -9999, stack).reshape(3, 6, 9, 9)
+        days = ["2022-03-01", f"2022-06-0{1 + i % 9}", "2022-09-01"]
+        out[name] = Expected({"hls_s30-30m": expected}, chip.truth, {"hls_s30-30m": days})
+    for split, names in lists.items():
+        (root / f"{split}_data.txt").write_text("\n".join(names) + "\n")
+    (root / "chips_df.csv").write_text("\n".join(rows))
+    return out
+
+
+def biomassters(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Files of twelve months, dB as floats with -9999, uint16 with months missing; tonnes per hectare with NaN."""
+    out = {}
+    for i in range(count):
+        chip, name, part = Chip(i, 27, (6, 6), scrambled), f"{i:04x}a0e8", ("train", "test")[i % 3 == 2]
+        images = {"S1": [], "S2": []}
+        for month in range(12):
+            radar = chip.image(4, "float32", -19.7, 3)
+            radar[2:, 1, 2] = -9999
+            optical = chip.image(11, "uint16")
+            missing = month in (0, 3 + i % 4)
+            tif(root / f"{part}_features/{name}_S1_{month:02d}.tif", radar)
+            if not missing:
+                tif(root / f"{part}_features/{name}_S2_{month:02d}.tif", optical)
+            images["S1"].append(radar)
+            images["S2"].append(optical[:10] * (not missing))
+        # what a band shows is a digit of the number: biomass is linear in three of them
+        value = np.where(
+            chip.truth < 0, np.nan, 10.5 * sum((chip.truth // 3**d % 3) * w for d, w in enumerate((1, 4, 2)))
+        )
+        tif(root / f"{part}_agbm/{name}_agbm.tif", value.astype(np.float32))
+        out[name] = Expected(
+            {"sentinel1_grd-10m": np.stack(images["S1"]), "sentinel2_l2a-10m": np.stack(images["S2"])},
+            value.astype(np.float32),
+            {"sentinel1_grd-10m": [f"{2019 + (m > 3)}-{(m + 8) % 12 + 1:02d}-01" for m in range(12)]},
+        )
+    return out
