@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dinov2.models.zoo import ZOO
 from eval.costs import NOMINAL_BANDS, cost, encoder_flops, encoder_memory, list_models, model_cost
 from eval.encoders import load_model
+from eval.networks import Model
+from eval.users import UsersEncoder
 from tests.dinov2.models.zoo.published import channels, tiny
 
 
@@ -127,3 +129,20 @@ def test_what_a_model_costs_on_the_images_at_hand():
     prithvi = load_model(f"prithvi@random?{vit}")
     series = {"imgs": torch.randn(1, 6, 3, 32, 32), "chn_ids": torch.zeros(1, 6)}
     assert model_cost(prithvi, series)["flops"] > 3 * model_cost(prithvi, view(6, 32))["flops"]
+
+
+class MapsOnly(torch.nn.Module):
+    """What a user needs to give for decoders."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 4, 4)
+
+    def maps(self, view):
+        return [self.conv(view["imgs"])]
+
+
+def test_an_encoder_that_only_gives_maps_costs_what_its_maps_do():
+    model = Model("mine", "pretrained", "-", UsersEncoder(MapsOnly(), "mine"))
+    x = view(3, 16)
+    assert model_cost(model, x, maps=True) == {"parameters": 5 * 3 * 16 + 5, "flops": 2 * 4 * 4 * 5 * 3 * 16}

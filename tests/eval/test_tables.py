@@ -23,6 +23,8 @@ def test_joined_tables_are_those_of_one_call(tmp_path, folders, run, config):
         return sorted((tmp_path / folder / "results.md").read_text().splitlines())
 
     assert lines("all") == lines("one")
+    costs = {row["model"]: row["cost"] for row in read_rows([tmp_path / "one"])}
+    assert costs["pixelstats"] == {"parameters": 0, "flops": 0} and costs["run"]["flops"] > 0
     assert (tmp_path / "all" / "leaderboard.md").read_text().count("\n") == 4
     page = (tmp_path / "all" / "report.html").read_bytes()
     main([f"{folder}/results.jsonl" for folder in folders] + ["--output-dir", str(tmp_path / "again")])
