@@ -60,6 +60,7 @@ def report(
     """``leaderboard.{md,csv}`` and ``report.html``: the rows, the runs' curves, predictions of trained decoders, and
     the models' patch features on the first dataset.
     """
+    write_leaderboard(leaderboard(rows, groups), output)
     runs = [home.parent for home in map(home_of, models) if home]
     evaluations = {cell.evaluation.name: cell.evaluation for cell in cells}
     gallery, maps = None, {}
@@ -73,7 +74,6 @@ def report(
         dataset = bench.dataset(evaluations[name].dataset)
         if dataset.splits["test"].dense:
             maps[name] = prediction_maps(dataset, trained, bench.device)
-    write_leaderboard(leaderboard(rows, groups), output)
     write_report(output / "report.html", rows, runs, gallery, maps, groups)
 
 
