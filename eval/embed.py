@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 
 from dinov2 import __version__, cli, env  # noqa: E402
 from dinov2.data.series_tiles import open_tile, tile_folders  # noqa: E402
+from eval.geotiff import tags_of  # noqa: E402
 from eval.series import mosaic  # noqa: E402
 from eval.series.models import load_model  # noqa: E402
 from eval.series.precision import STORAGE  # noqa: E402
@@ -74,7 +75,7 @@ def assemble(job: Job, folders: list[Path], path: Path, name: str) -> None:
     """The map of all tiles that are done; written again only where there are more of them, or other ones."""
     tags = {"model": name, "model_digest": job.digest, "software": f"eo-ssl {__version__}"}
     tags |= {"tiles": str(len(folders)), "parts_digest": job.parts_digest(folders)}
-    if path.is_file() and mosaic.tags_of(path).items() >= tags.items():
+    if path.is_file() and tags_of(path).items() >= tags.items():
         return
     tiles = [open_tile(folder) for folder in folders]
     grid = mosaic.region_of(tiles)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 from affine import Affine
 from rasterio.windows import Window
 
 from dinov2.data.series_tiles import Tile
-from eval.series.precision import STORAGE, Storage, dequantise
+from eval.geotiff import BLOCK, Storage, cog
+from eval.series.precision import STORAGE, dequantise
 
-BLOCK = 512  # pixels; a window of all bands is held in memory
 TOLERANCE = 1e-3  # pixels by which grids may differ: rounding in files
 
 
@@ -109,35 +107,17 @@ def write_cog(
     Where no piece lies stays nodata; where several do, they are expected to agree. ``shrink``: mean of so many pixels
     squared, of those with a value, on the grid made as much coarser. One window is held in memory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain, temporary = (path.with_name(f".{path.stem}.{kind}.tif") for kind in ("plain", "cog"))
     bands, block = len(names), BLOCK // shrink * shrink
-    profile = dict(
-        driver="GTiff", count=bands, dtype=storage.dtype, nodata=storage.nodata, crs=grid.crs,
-        transform=grid.transform @ Affine.scale(shrink), height=-(-grid.height // shrink),
-        width=-(-grid.width // shrink), tiled=True, blockxsize=BLOCK, blockysize=BLOCK, bigtiff="if_safer",
-        interleave="pixel", compress="deflate", zlevel=1, predictor=storage.predictor,
-    )  # fmt: skip
-    try:
-        with rasterio.open(plain, "w", **profile) as file:
-            for window in windows(grid, block):
-                values = np.full((window.height, window.width, bands), storage.nodata, storage.dtype)
-                for piece in pieces:
-                    piece.put(window, values if piece.array.ndim == 3 else values[..., 0])
-                small = block_mean(values, shrink)
-                target = Window(window.col_off // shrink, window.row_off // shrink, small.shape[1], small.shape[0])
-                file.write(np.moveaxis(small, 2, 0), window=target)
-            file.update_tags(**tags)
-            file.descriptions = tuple(names)
-        resampling = "average" if storage.dtype == "float32" else "nearest"  # codes of different scales have no mean
-        rasterio.shutil.copy(
-            plain, temporary, driver="COG", compress="deflate", predictor="yes", blocksize=BLOCK,
-            overview_resampling=resampling, bigtiff="if_safer",
-        )  # fmt: skip
-        os.replace(temporary, path)
-    finally:
-        plain.unlink(missing_ok=True)
-        temporary.unlink(missing_ok=True)
+    shape, transform = (-(-grid.height // shrink), -(-grid.width // shrink)), grid.transform @ Affine.scale(shrink)
+    resampling = "average" if storage.dtype == "float32" else "nearest"  # codes of different scales have no mean
+    with cog(path, shape, grid.crs, transform, storage=storage, names=names, tags=tags, resampling=resampling) as file:
+        for window in windows(grid, block):
+            values = np.full((window.height, window.width, bands), storage.nodata, storage.dtype)
+            for piece in pieces:
+                piece.put(window, values if piece.array.ndim == 3 else values[..., 0])
+            small = block_mean(values, shrink)
+            target = Window(window.col_off // shrink, window.row_off // shrink, small.shape[1], small.shape[0])
+            file.write(np.moveaxis(small, 2, 0), window=target)
 
 
 def block_mean(x: np.ndarray, size: int) -> np.ndarray:
@@ -151,12 +131,6 @@ def block_mean(x: np.ndarray, size: int) -> np.ndarray:
     seen = ~np.isnan(cells)
     total, count = np.where(seen, cells, 0).sum((1, 3)), seen.sum((1, 3))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-
-
-def tags_of(path: Path) -> dict[str, str]:
-    """The tags of a raster."""
-    with rasterio.open(path) as raster:
-        return raster.tags()
 
 
 class EmbeddingMap:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from eval.geotiff import FLOATS, Storage
+
 CODES = 127  # of either sign
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Number type in files and what stands for no observation."""
-
-    dtype: str
-    nodata: float
-    predictor: int  # of the compression
-
-
 STORAGE: Mapping[str, Storage] = {
-    "float32": Storage("float32", np.nan, 3),
-    "bf16": Storage("float32", np.nan, 3),  # rasters have no such type: 16 zero bits of each number compress away
+    "float32": FLOATS,
+    "bf16": FLOATS,  # rasters have no such type: 16 zero bits of each number compress away
     "int8": Storage("int8", -128, 2),
 }
 
