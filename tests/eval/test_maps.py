@@ -10,6 +10,7 @@ from eval.datasets import Split
 from eval.datasets.base import IGNORE
 from eval.encoders import load_model
 from eval.features import Trial
+from eval.main import main
 from eval.maps import COUNT, GREY, css, painter, palette, prediction_maps, telling
 from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
@@ -87,3 +88,13 @@ def test_large_images_are_thinned_out(tmp_path):
     found = prediction_maps(data, {}, CPU)
     assert decode(found.columns["truth"][0]).shape == (6, 174, 3)
     assert decode(found.columns["image"][0]).shape == pytest.approx((6, 174, 3))
+
+
+@pytest.mark.realdata
+def test_the_report_of_a_call_shows_its_maps(tmp_path, realdata):
+    config = "configs/eval/realdata_dense/enmap/linear.yaml"
+    options = [f"dataset.root={realdata / 'enmap'}", "task.epochs=1", "seeds=[0]", "resamples=10"]
+    assert main(["--model-obj", "pixelstats", "--config-obj", config, "--output-dir", str(tmp_path), *options]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<div class="scroll strips">') == 2 and "no label" in page  # two test images
+    assert "| pixelstats | floor | 1.00 [1.00, 1.00] | 100 % |" in (tmp_path / "leaderboard.md").read_text()

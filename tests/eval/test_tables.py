@@ -27,6 +27,10 @@ def test_joined_tables_are_those_of_one_call(tmp_path, folders, run, config):
     assert costs["pixelstats"] == {"parameters": 0, "flops": 0} and costs["run"]["flops"] > 0
     assert (tmp_path / "all" / "leaderboard.md").read_text().count("\n") == 4
     page = (tmp_path / "all" / "report.html").read_bytes()
+    (tmp_path / "averages.yaml").write_text("both: [tiny/*]\n")
+    named = ["--averages", str(tmp_path / "averages.yaml"), "--output-dir", str(tmp_path / "named")]
+    assert main([*folders, *named]) == 0
+    assert "| both |" in (tmp_path / "named" / "leaderboard.md").read_text()
     main([f"{folder}/results.jsonl" for folder in folders] + ["--output-dir", str(tmp_path / "again")])
     assert (tmp_path / "again" / "report.html").read_bytes() == page
 
