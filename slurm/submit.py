@@ -122,7 +122,9 @@ def executor(args: argparse.Namespace, folder: Path) -> submitit.SlurmExecutor |
         counts = {"nodes": args.nodes, "tasks_per_node": tasks(args), "gpus_per_node": args.gpus_per_node}
         local.update_parameters(timeout_min=args.time, signal_delay_s=args.signal_delay, setup=setup, **counts)
         return local
-    cluster = SlurmScript(logs, max_num_timeout=FOR_EVER)
+    # a warning in the seconds before submitit listens would kill the task, which is then a failed job
+    python = f"env --ignore-signal=USR2 {shlex.quote(sys.executable)}"
+    cluster = SlurmScript(logs, max_num_timeout=FOR_EVER, python=python)
     cluster.update_parameters(
         job_name=folder.name,
         partition=args.partition,

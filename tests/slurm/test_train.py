@@ -82,8 +82,8 @@ def underway(run: Path, beyond: int = 2) -> int:
     return steps(run)
 
 
-def alone(config: str, run: str) -> dict[str, torch.Tensor]:
-    train(schema.load(Path(config), [FEW]), Path(run))
+def alone(config: str, run: str, steps: str) -> dict[str, torch.Tensor]:
+    train(schema.load(Path(config), [steps]), Path(run))
     return weights(Path(run))
 
 
@@ -91,7 +91,7 @@ def test_two_nodes_train_as_two_local_ranks_do(cluster, config, tmp_path):
     run = tmp_path / "pair"
     job = submit(cluster, config, run, "--tasks-per-node=1", FEW)
     finish(cluster, run, job)
-    expected = run_ranks(alone, 2, str(config), str(tmp_path / "local"))[0]
+    expected = run_ranks(alone, 2, str(config), str(tmp_path / "local"), FEW)[0]
     assert all(torch.equal(weights(run)[k], v) for k, v in expected.items())
     assert "JobName=pair" in cluster.run("scontrol", "show", "job", job)
     assert "done" in cluster.submit("status", str(tmp_path))
@@ -179,12 +179,14 @@ def test_preempted_where_that_means_cancelled(cluster, config, uninterrupted, tm
 
 
 @pytest.mark.slow
-def test_a_time_limit(cluster, config, uninterrupted, tmp_path):
-    """SLURM's limits are whole minutes, and a warning 40 s before the limit of one comes while the ranks start."""
-    run = tmp_path / "limited"
-    job = submit(cluster, config, run, "--time=1", "--signal-delay=30")
+def test_a_time_limit(cluster, config, tmp_path):
+    """SLURM's limits are whole minutes, and its warning comes up to one minute early."""
+    run, many = tmp_path / "limited", "train.steps=2000"
+    job = submit(cluster, config, run, "--tasks-per-node=1", "--time=2", "--signal-delay=30", many)
     finish(cluster, run, job)
-    assert_same(run, uninterrupted)
+    expected = run_ranks(alone, 2, str(config), str(tmp_path / "local"), many, timeout=500)[0]
+    assert all(torch.equal(weights(run)[k], v) for k, v in expected.items())
+    assert "SIGUSR2: saved after step" in logs(run)
 
 
 @pytest.mark.slow
