@@ -26,6 +26,14 @@ class MaskSpec:
     probability: float = 0.5
     ratio_range: tuple[float, float] = (0.1, 0.5)
 
+    def __post_init__(self) -> None:
+        low, high = self.ratio_range
+        if not (0 < self.ratio < 1 and 0 <= self.probability <= 1 and 0 <= low <= high < 1):
+            raise ValueError(
+                "masks need shares of the patches, mask_ratio (or 0 <= mask_ratio[0] <= mask_ratio[1]) below 1, and "
+                f"0 <= mask_probability <= 1; they have {self.ratio:g}, {low:g} to {high:g} and {self.probability:g}"
+            )
+
 
 @dataclass(frozen=True)
 class ViewSpec:
@@ -48,8 +56,9 @@ class ViewSpec:
         (low, high), (least, most) = self.scale, self.bands
         if not (self.size >= 1 and self.count >= 0 and 0 < low <= high <= 1 and 1 <= least <= most):
             raise ValueError(
-                f"the {self.name} views need size >= 1, 0 < scale[0] <= scale[1] <= 1 and 1 <= bands[0] <= bands[1]; "
-                f"they have size {self.size}, scale {low:g} to {high:g} and bands {least} to {most}"
+                f"the {self.name} views need a count >= 0, a size >= 1, 0 < scale[0] <= scale[1] <= 1 and "
+                f"1 <= bands[0] <= bands[1]; they are {self.count} of {self.size} pixels, scale {low:g} to {high:g}, "
+                f"{least} to {most} bands"
             )
 
 

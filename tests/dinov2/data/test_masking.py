@@ -58,3 +58,9 @@ def test_unknown_kind_and_patch_size_that_does_not_divide_are_errors():
         draw_mask(MaskSpec("rows", 8), 64, np.random.default_rng(0))
     with pytest.raises(ValueError, match="64 is not a multiple of the mask's patch size 14"):
         draw_mask(MaskSpec("random", 14), 64, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 1.0}, {"ratio": 0.0}, {"probability": 1.5}, {"ratio_range": (0.5, 0.1)}])
+def test_shares_that_leave_nothing_or_make_no_sense_are_one_sentence(wrong):
+    with pytest.raises(ValueError, match=r"mask_ratio.* below 1.*mask_probability"):
+        MaskSpec("random", 8, **wrong)
