@@ -96,6 +96,11 @@ class DINO(Objective):
         super().__init__()
         if centering not in ("centering", "sinkhorn"):
             raise ValueError(f"objective.centering {centering!r} is neither 'centering' nor 'sinkhorn'")
+        if not (student_temp > 0 and 0 <= center_momentum <= 1):
+            raise ValueError(
+                f"objective.student_temp {student_temp} must be greater than 0 and objective.center_momentum "
+                f"{center_momentum} a share from 0 to 1"
+            )
         self.ibot_weight, self.koleo_weight, self.student_temp = ibot_weight, koleo_weight, student_temp
         self.centering, self.center_momentum, self.local_crops = centering, center_momentum, local_crops
         mask = MaskSpec("block", encoder.patch_size, probability=mask_probability, ratio_range=mask_ratio)

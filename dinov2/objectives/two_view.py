@@ -82,6 +82,8 @@ class TwoView(Objective):
     ) -> None:
         super().__init__()
         assert not queue or "queue" in ROWS[row].knobs, f"{row} has no queue"
+        if temperature <= 0:
+            raise ValueError(f"objective.temperature {temperature} must be greater than 0")
         knobs = {"temperature": temperature, "off_diagonal": off_diagonal}
         self.name, self.asymmetric = row, ROWS[row].asymmetric
         self.loss = partial(ROWS[row].loss, **{k: v for k, v in knobs.items() if k in ROWS[row].knobs})

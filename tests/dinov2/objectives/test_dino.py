@@ -224,9 +224,18 @@ def test_views_ask_for_masks_of_the_encoders_patches():
     assert (local.count, local.mask) == (3, None)
 
 
-def test_unknown_centering_is_named():
-    with pytest.raises(ValueError, match="'centring' is neither"):
-        build(centering="centring")
+@pytest.mark.parametrize(
+    "option,said",
+    [
+        ({"centering": "centring"}, "'centring' is neither"),
+        ({"center_momentum": 1.5}, r"objective\.center_momentum 1\.5 a share"),
+        ({"student_temp": 0.0}, r"objective\.student_temp 0\.0 must be greater than 0"),
+        ({"local_crops": -1}, "a count >= 0.* they are -1"),
+    ],
+)
+def test_options_that_cannot_be_are_named(option, said):
+    with pytest.raises(ValueError, match=said):
+        build(**option)
 
 
 def test_logits_never_exist_for_all_rows(monkeypatch):

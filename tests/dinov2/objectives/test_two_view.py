@@ -62,6 +62,10 @@ def test_batches_that_cannot_work_are_one_sentence(tmp_path):
     cfg.data.batch_size = 12
     with pytest.raises(ValueError, match=r"objective\.queue 8 is smaller than data\.batch_size 12"):
         build(cfg)
+    cfg = tiny.config(tmp_path, "simclr", path)
+    cfg.objective.temperature = 0.0
+    with pytest.raises(ValueError, match=r"objective\.temperature 0\.0 must be greater than 0"):
+        build(cfg)
     cfg = tiny.config(tmp_path, "barlow", path)
     cfg.data.micro_batch = 1
     with pytest.raises(ValueError, match="barlow compares samples of a batch"):
