@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dinov2.data.sample import ImageSpec
 from dinov2.env import expand
 from eval.datasets import rows as rows_of
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
+from eval.datasets.entries import add_entries
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, kept
 from eval.datasets.source import Source
@@ -36,6 +37,7 @@ def files(
     key: str = "{id}",  # sample keys
     table: str | None = None,  # csv, parquet or geojson below root: its columns are joined to the samples
     table_key: str = "id",  # its column that holds their {id}
+    entries: dict[str, list[str]] | None = None,  # path of a JSON file per sample -> its entries that become columns
     parse: dict[str, str] | None = None,  # column -> pattern: the pattern's fields become columns too
     train: Any = None,  # a list file below root, a list of values of ``split_by``, or None: what is in no other list
     val: Any = 0.2,  # the same, or a fraction of the training samples
@@ -66,6 +68,7 @@ def files(
 
     def build() -> tuple[Columns, list[Path]]:
         columns, seen = rows_of.of_files(folder, first, key)
+        add_entries(columns, folder, entries or {})
         if table:
             columns = rows_of.join(columns, folder / table, table_key)
             seen.append(folder / table)
@@ -84,12 +87,13 @@ def files(
     found = kept({**recipe, "root": folder}, build)
     rows = with_label(found, label, ignore or [])
     names = tuple(classes or (sorted({str(value) for value in rows[label].to_pylist()}) if label else ["value"]))
-    stored = {spec.key: (layer, spec) for layer, spec in stored_as(folder, layers, rows)}
-    shown = chosen_specs({name: spec for name, (_, spec) in stored.items()}, images, bands)
+    named = {layer.spec("").key: layer for layer in layers.values()}
+    chosen = [s.key for s in chosen_specs({key: layer.spec("") for key, layer in named.items()}, images, bands)]
+    shown = tuple(stored_as(folder, named[key], rows) for key in chosen)
     splits = {}
     for name in SPLITS:
         part = rows.filter(pc.equal(rows["assigned"], name))
-        source = Source(folder, {spec.key: stored[spec.key] for spec in shown}, finest, part, tile, maps)
+        source = Source(folder, {spec.key: (named[spec.key], spec) for spec in shown}, finest, part, tile, maps)
         labels = image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},") if label else None
         splits[name] = Split(part["key"].to_pylist(), labels, source.sample, source.map if maps else None)
     drawn = (folder / target.path).read_bytes() if target and target.column else b""
@@ -100,7 +104,7 @@ def files(
         specs=shown,
         bands=tuple(bands) if bands else None,
         size=size,
-        data_hash=data_hash(repr((stored, target)).encode() + drawn, rows),
+        data_hash=data_hash(repr((layers, target)).encode() + drawn, rows),
         ignored=len(found) - len(rows),
         kind=kind,
         unit=unit,
@@ -128,7 +132,6 @@ def with_label(rows: pa.Table, label: str | None, ignore: Sequence[str]) -> pa.T
     return rows.filter(pc.invert(pc.is_in(pc.cast(rows[label], "string"), pa.array(ignore))))
 
 
-def stored_as(root: Path, layers: Mapping[str, Layer], rows: pa.Table) -> list[tuple[Layer, ImageSpec]]:
-    """What the pixels of every layer are; their dtype is that of the first sample's file."""
-    first = rows.slice(0, 1).to_pylist()[0]
-    return [(layer, layer.spec(layer.header(root, first).dtype)) for layer in layers.values()]
+def stored_as(root: Path, layer: Layer, rows: pa.Table) -> ImageSpec:
+    """What the pixels of a layer are; their dtype is that of the first sample's file."""
+    return layer.spec(layer.header(root, rows.slice(0, 1).to_pylist()[0]).dtype)

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ class Pattern:
 
     def parse(self, text: str) -> dict[str, str] | None:
         """The values in ``text``, None if it does not have this form."""
-        match = _regex(self.text, {}).fullmatch(text)
+        match = self.regex.fullmatch(text)
         return match and match.groupdict()
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """A named group for each field."""
+        return _regex(self.text, {})
 
 
 def _regex(text: str, known: Mapping[str, str]) -> re.Pattern[str]:
@@ -88,6 +94,14 @@ def _walk(
     literal = 0
     while literal < len(parts) - 1 and set(Pattern(parts[literal]).fields) <= known.keys():
         folder, literal = folder / Pattern(parts[literal]).fill(known), literal + 1
+    if known and set(Pattern("/".join(parts[literal:])).fields) <= known.keys():
+        # a folder per sample: half a million of them need not be listed, since the file's name is known
+        file = folder / Pattern(parts[literal]).fill(known)
+        if file.is_file():
+            yield known, file.stat().st_size
+        else:
+            folders.append(folder)  # it may come later
+        return
     regex, rest = _regex(parts[literal], known), parts[literal + 1 :]
     folders.append(folder)
     try:

@@ -18,6 +18,8 @@ from eval.datasets.listing import Pattern
 from eval.datasets.stores import Header, Tile
 from eval.datasets.vectors import draw, near
 
+RGB = (1 << 16, 1 << 8, 1)  # what red, green and blue contribute to a colour's number
+
 
 @dataclass
 class Target:
@@ -25,6 +27,7 @@ class Target:
 
     path: str = ""  # below the root, with {field} as in the images' paths; or a file of polygons
     channel: int = 1  # the file's band
+    colours: bool = False  # the file is a picture in red, green and blue; codes are colours, 0xRRGGBB
     axes: str = ""  # of npy, HDF5 and zarr arrays
     column: str = ""  # of polygons: what they are; they are drawn on the images' grid in the order of the file
     background: str | None = None  # the class where there is no polygon; None: no label
@@ -64,8 +67,9 @@ class MapReader:
                 "they must be the same"
             )
         window, number = tile and tile.on(1), values.get("n", 0)
-        stored = stores.read(path, [self.target.channel], window, self.target.axes, number)[0]
-        return self.translated(stored, path)
+        channels = [1, 2, 3] if self.target.colours else [self.target.channel]
+        stored = stores.read(path, channels, window, self.target.axes, number)
+        return self.translated(np.einsum("chw,c->hw", stored, RGB) if self.target.colours else stored[0], path)
 
     def touched(self, values: Mapping[str, Any], tile: Tile | None, grid: Header) -> bool:
         """Whether a polygon touches a sample."""
@@ -103,10 +107,14 @@ class MapReader:
         missing = np.isin(found, self.target.ignore) | np.isnan(found)
         if not (known | missing).all() and not self.target.ignore_other:
             raise ValueError(
-                f"{where} has the label {found[~(known | missing)][0]:g}, which is no class "
-                f"({', '.join(f'{c:g}' for c in codes)}) nor ignored; correct target.codes or target.ignore"
+                f"{where} has the label {self.shown(found[~(known | missing)][0])}, which is no class "
+                f"({', '.join(map(self.shown, codes))}) nor ignored; correct target.codes or target.ignore"
             )
         return np.where(known & ~missing, numbers[place], IGNORE)[inverse].reshape(stored.shape)
+
+    def shown(self, code: float) -> str:
+        """A stored number as people write it."""
+        return f"0x{int(code):06X}" if self.target.colours else f"{code:g}"
 
     @property
     def pairs(self) -> list[tuple[Any, int]]:
