@@ -202,7 +202,10 @@ def test_the_page_opens_in_a_browser(tmp_path, inputs, width):
 def test_many_models_and_evaluations_fit_every_window(tmp_path, many, width):
     pixel = png(np.full((1, 1, 3), 0.5))
     models = list(dict.fromkeys(r["model"] for r in many))
+    features = Gallery([f"akeywithoutanyplacetobreakit{i}" for i in range(6)], {"true colour": [pixel] * 6})
     maps = Gallery(["one", "two"], {x: [pixel] * 2 for x in ("image", "truth", *models)}, [("water", "#0000ff")])
-    state = opened(write_report(tmp_path / "report.html", many, maps={many[0]["config"]: maps}), width)
-    assert state["verdicts"] == 12 * 9 * 2 and state["images"] == 2 * 14
+    state = opened(
+        write_report(tmp_path / "report.html", many, gallery=features, maps={many[0]["config"]: maps}), width
+    )
+    assert state["verdicts"] == 12 * 9 * 2 and state["images"] == 2 * 14 + 6
     assert state["pictures"] == 148  # of one pixel each: shown large enough to be seen
