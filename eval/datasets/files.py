@@ -35,8 +35,9 @@ def files(
     unit: str = "",  # regression: of the values
     pair: bool = False,  # the two dates of a sample are before and after
     key: str = "{id}",  # sample keys
-    table: str | None = None,  # csv, parquet or geojson below root: its columns are joined to the samples
-    table_key: str = "id",  # its column that holds their {id}
+    table: str | None = None,  # csv, parquet, json or geojson below root: its columns are joined to the samples
+    table_key: str = "id",  # its column that holds their {id}, or how several make it: "{place}_{year}"
+    where: dict[str, list[Any]] | None = None,  # column -> values: samples that have none of them are left out
     entries: dict[str, list[str]] | None = None,  # path of a JSON file per sample -> its entries that become columns
     parse: dict[str, str] | None = None,  # column -> pattern: the pattern's fields become columns too
     train: Any = None,  # a list file below root, a list of values of ``split_by``, or None: what is in no other list
@@ -73,6 +74,7 @@ def files(
             columns = rows_of.join(columns, folder / table, table_key)
             seen.append(folder / table)
         rows_of.add_parsed(columns, parse or {})
+        columns = rows_of.having(columns, where or {})
         if tile or block:
             columns = rows_of.add_places(columns, folder, finest, tile, block)
         if maps and maps.target.column and maps.target.background is None:

@@ -20,7 +20,10 @@ from dinov2.sensors import SENSORS
 from eval.datasets import stores
 from eval.datasets.listing import Pattern
 
-DATE_FORMS = (("%Y-%m-%d", r"\d{4}-\d\d-\d\d"), ("%Y%m%d", r"\d{8}"), ("%Y%j", r"\d{7}"), ("%Y-%m", r"\d{4}-\d\d"))
+DATE_FORMS = (
+    *(("%Y-%m-%d", r"\d{4}-\d\d-\d\d"), ("%Y%m%d", r"\d{8}"), ("%Y%j", r"\d{7}")),
+    *(("%Y-%m", r"\d{4}-\d\d"), ("%Y_%m", r"\d{4}_\d\d")),
+)
 
 T = TypeVar("T")
 
@@ -81,7 +84,7 @@ class Layer(Pixels):
     frames: int = 1  # dates that one file holds, one after the other with all their bands
     evenly: int | None = None  # show so many dates, evenly spaced; None: all
     absent: bool = False  # the file of a date may be missing: its pixels are nodata
-    calendar: list[str] | None = None  # the dates that the words in ``dates`` stand for
+    calendar: list[str] | None = None  # the dates that the words in ``dates`` stand for, with {field} as in the path
     axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
 
     def chosen(self, dates: Sequence[T]) -> list[T]:
@@ -121,7 +124,8 @@ class Layer(Pixels):
 
     def times(self, values: Mapping[str, Any]) -> list[str]:
         """ISO dates of what is shown, where all of them are dates; a column may hold all of a sample's, with ";"."""
-        found = [values.get(step, step) for step in self.calendar or self.dates or values.get("date") or []]
+        days = [Pattern(day).fill(values) for day in self.calendar or []]
+        found = [values.get(step, step) for step in days or self.dates or values.get("date") or []]
         every = [date for part in found for date in (part if isinstance(part, list) else part.split(";"))]
         dates = [iso_date(str(date)) for date in self.chosen(every)] if every else []
         return [date for date in dates if date] if all(dates) else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,29 @@ def by_number(columns: Columns, root: Path, layer: Layer) -> Columns:
 
 
 def join(columns: Columns, path: Path, table_key: str) -> Columns:
-    """The rows that a table knows, with its columns; they are matched by ``id`` and the table's ``table_key``."""
+    """The rows that a table knows, with its columns; they are matched by ``id`` and the table's ``table_key``.
+
+    That is one of its columns, or made of several: ``{place}_{year}``.
+    """
     table = read_table(path)
-    if table_key not in table:
-        raise ValueError(f"{path} has no column {table_key!r}; it has {', '.join(table)}")
-    place = {str(value): row for row, value in enumerate(table[table_key])}
+    pattern = Pattern(table_key if "{" in table_key else f"{{{table_key}}}")
+    missing = [name for name in pattern.fields if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table)}")
+    place = {pattern.fill(row(table, i)): i for i in range(len(table[pattern.fields[0]]))}
     here = [i for i, name in enumerate(columns["id"]) if name in place]
     if not here:
         raise ValueError(f"{path} names none of the samples in its column {table_key!r}; correct dataset.table_key")
     theirs = [place[columns["id"][i]] for i in here]
     return take(columns, here) | {n: [column[i] for i in theirs] for n, column in table.items() if n not in columns}
+
+
+def having(columns: Columns, wanted: Mapping[str, Sequence[Any]]) -> Columns:
+    """The rows whose columns have one of the values ``wanted``."""
+    for name, values in wanted.items():
+        texts = set(map(str, values))
+        columns = take(columns, [i for i, value in enumerate(columns[known(columns, name)]) if str(value) in texts])
+    return columns
 
 
 def add_parsed(columns: Columns, forms: Mapping[str, str]) -> None:

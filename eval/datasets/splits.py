@@ -95,7 +95,9 @@ def entries(path: Path, column: str | int) -> list[str]:
 
 
 def read_table(path: Path, titles: bool = True) -> Columns:
-    """Columns of a csv, parquet or geojson file by title, by their numbers if a csv has no titles.
+    """Columns of a csv, parquet, json or geojson file by title, by their numbers if a csv has no titles.
+
+    Json: records in a list, or in lists by name.
 
     A property that is a mapping, or the text of one, becomes the list of its values in their order.
     """
@@ -103,8 +105,11 @@ def read_table(path: Path, titles: bool = True) -> Columns:
         raise ValueError(f"the table {path} is missing; get the data again")
     if path.suffix == ".parquet":
         return parquet.read_table(path).to_pydict()
-    if path.suffix == ".geojson":
-        rows_of = [feature["properties"] for feature in json.loads(path.read_text())["features"]]
+    if path.suffix in (".json", ".geojson"):
+        told = json.loads(path.read_text())
+        rows_of = (
+            [feature["properties"] for feature in told["features"]] if path.suffix == ".geojson" else records(told)
+        )
         return {name: [listed_values(row[name]) for row in rows_of] for name in rows_of[0]}
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if row]
@@ -112,6 +117,11 @@ def read_table(path: Path, titles: bool = True) -> Columns:
         raise ValueError(f"the table {path} is empty; get it again")
     names = rows.pop(0) if titles else [str(i) for i in range(len(rows[0]))]
     return {name: [row[i].strip() for row in rows] for i, name in enumerate(names)}
+
+
+def records(told: Any) -> list[Any]:
+    """Those in a list, or in lists by name."""
+    return [record for group in told.values() for record in group] if isinstance(told, dict) else told
 
 
 def listed_values(value: Any) -> Any:

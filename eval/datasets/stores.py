@@ -1,12 +1,14 @@
 """Files of pixels: what a header says, and the pixels of a window. Every complaint names the file.
 
-Rasters (GeoTIFF, PNG, JPEG) are read by rasterio. Arrays (npy, HDF5, zarr) need to be told what their axes are: ``C``,
-``H`` and ``W`` of an image, ``T`` for dates, ``N`` for samples; ``stack.h5::images`` is the array ``images`` of a file.
+Rasters (GeoTIFF, PNG, JPEG) are read by rasterio. Arrays (npy, npz, HDF5, zarr) need to be told what their axes
+are: ``C``, ``H`` and ``W`` of an image, ``T`` for dates, ``N`` for samples; ``stack.h5::images`` is the array
+``images`` of a file.
 """
 
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,12 +109,15 @@ def opened_array(path: Path) -> Iterator[Any]:
     try:
         if file.suffix == ".npy":
             yield np.load(file, mmap_mode="r", allow_pickle=False)
+        elif file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                yield arrays[member]
         elif file.suffix in (".h5", ".hdf5", ".nc"):
             with h5py.File(file) as group:
                 yield group[member]
         else:
             yield zarr.open_group(file, mode="r")[member]
-    except (OSError, EOFError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or no such array ({error}); get the file again") from error
 
 

@@ -34,6 +34,8 @@ class Target:
     codes: list[Any] | None = None  # the stored value (or list of values) of every class; None: 0, 1, 2, ... or names
     ignore: list[Any] = field(default_factory=list)  # stored values that are no label
     ignore_other: bool = False  # values that are no class are no label either, instead of an error
+    one_hot: bool = False  # a band per class, 0 where a pixel is of another; codes are bands, 0: none
+    change: bool = False  # {date} in the path: where the classes of the first and the last date differ
     scale: float = 1.0  # regression: the value is stored * scale
 
 
@@ -57,6 +59,14 @@ class MapReader:
 
     def read(self, values: Mapping[str, Any], tile: Tile | None, image: Path, grid: Header) -> np.ndarray:
         """The map ``[H, W]`` of a sample, on the ``grid`` of its ``image``; ValueError names a file that is wrong."""
+        if not self.target.change:
+            return self.read_date(values, tile, image, grid)
+        dates = values["date"][0], values["date"][-1]
+        first, last = (self.read_date({**values, "date": date}, tile, image, grid) for date in dates)
+        return np.where((first == IGNORE) | (last == IGNORE), IGNORE, first != last)
+
+    def read_date(self, values: Mapping[str, Any], tile: Tile | None, image: Path, grid: Header) -> np.ndarray:
+        """The map of one date."""
         path = self.path(values)
         if self.target.column:
             return self.drawn(path, tile, grid)
@@ -67,9 +77,19 @@ class MapReader:
                 "they must be the same"
             )
         window, number = tile and tile.on(1), values.get("n", 0)
-        channels = [1, 2, 3] if self.target.colours else [self.target.channel]
-        stored = stores.read(path, channels, window, self.target.axes, number)
-        return self.translated(np.einsum("chw,c->hw", stored, RGB) if self.target.colours else stored[0], path)
+        stored = stores.read(path, self.channels, window, self.target.axes, number)
+        return self.translated(self.coded(stored), path)
+
+    @property
+    def channels(self) -> list[int] | None:
+        """The bands that tell the truth (None: all)."""
+        return None if self.target.one_hot else [1, 2, 3] if self.target.colours else [self.target.channel]
+
+    def coded(self, stored: np.ndarray) -> np.ndarray:
+        """The number of every pixel ``[H, W]`` of these bands ``[C, H, W]``."""
+        if self.target.one_hot:
+            return np.where(stored.any(0), stored.argmax(0) + 1, 0)
+        return np.einsum("chw,c->hw", stored, RGB) if self.target.colours else stored[0]
 
     def touched(self, values: Mapping[str, Any], tile: Tile | None, grid: Header) -> bool:
         """Whether a polygon touches a sample."""

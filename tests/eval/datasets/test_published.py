@@ -7,13 +7,18 @@ from sklearn.preprocessing import StandardScaler
 
 from eval.datasets import build_dataset
 from eval.datasets.base import IGNORE
-from tests.eval.datasets.layouts import maps, series
+from tests.eval.datasets.layouts import maps, pairs, series
 
 LAYOUTS = {
     "mados": maps.mados,
     "pastis_r": series.pastis_r,
     "multitemporal_crop": series.multitemporal_crop,
     "biomassters": series.biomassters,
+    "crop_type_mapping_ss": series.crop_type_mapping_ss,
+    "xview2": pairs.xview2,
+    "spacenet7": pairs.spacenet7,
+    "spacenet7_change": pairs.spacenet7_change,
+    "ai4smallfarms": maps.ai4smallfarms,
 }
 
 
@@ -23,7 +28,8 @@ def name(request):
 
 
 def build(root, name, **changes):
-    return build_dataset({"name": name, "root": str(root), **changes})
+    small = {"tile": pairs.SIDE} if name.startswith("spacenet7") else {}
+    return build_dataset({"name": name, "root": str(root), **small, **changes})
 
 
 def test_samples_are_the_files_pixel_for_pixel(tmp_path, junk, name):
@@ -45,13 +51,23 @@ def test_samples_are_the_files_pixel_for_pixel(tmp_path, junk, name):
 
 
 def pixels(dataset, split):
-    """``x [N, C]`` of the finest image's labelled pixels (the dates one after the other), ``y [N]``."""
+    """``x [N, C]`` of the finest image's pixels with labels and without gaps, ``y [N]``.
+
+    Dates come one after the other; of a pair it is how much they differ.
+    """
     xs, ys = [], []
     for i in range(len(split)):
         y = split.target(i)
         good = np.isfinite(y) if y.dtype == np.float32 else y != IGNORE
-        images = [x.reshape(-1, *x.shape[-2:]) for x in split[i].images.values() if x.shape[-2:] == y.shape]
-        xs.append(np.nan_to_num(np.concatenate(images).astype(np.float64))[:, good].T)
+        sample = split[i]
+        fine = [key for key, image in sample.images.items() if image.shape[-2:] == y.shape]
+        shown = [sample.images[key].astype(np.float64) for key in fine]
+        if dataset.pair:
+            shown = [np.abs(after - before) for before, after in shown]
+        x = np.concatenate([image.reshape(-1, *y.shape) for image in shown])
+        gaps = [sample.specs[key].invalid(sample.images[key]).reshape(-1, *y.shape) for key in fine]
+        good &= ~np.concatenate(gaps).any(0)
+        xs.append(x[:, good].T)
         ys.append(y[good])
     return np.concatenate(xs), np.concatenate(ys)
 

@@ -21,13 +21,19 @@ class Expected:
 
 
 class Chip:
-    """Class numbers ``truth [H, W]``, IGNORE in the first pixel, and what they look like (or other ones, scrambled)."""
+    """Class numbers ``truth [H, W]`` and what they look like (or other ones, scrambled).
 
-    def __init__(self, seed: int, classes: int, shape: tuple[int, int], scrambled: bool = False) -> None:
+    The first pixel has no label, unless all are ``labelled``.
+    """
+
+    def __init__(
+        self, seed: int, classes: int, shape: tuple[int, int], scrambled: bool = False, labelled: bool = False
+    ) -> None:
         self.rng = np.random.default_rng(seed)
         self.seen = self.rng.integers(0, classes, shape)
         self.truth = self.rng.integers(0, classes, shape) if scrambled else self.seen.copy()
-        self.truth[0, 0] = IGNORE
+        if not labelled:
+            self.truth[0, 0] = IGNORE
 
     def stored(self, codes: Sequence[int], ignore: int, dtype: str = "uint8") -> np.ndarray:
         """The map with the numbers that stand for the classes."""

@@ -33,3 +33,17 @@ def mados(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
     for split, names in lists.items():
         (root / f"splits/{split}_X.txt").write_text("\n".join(names) + "\n")
     return out
+
+
+def ai4smallfarms(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Float images with NaN and masks of 0 and 255 in folders; tiles of several sizes whose names recur."""
+    out = {}
+    for i in range(count):
+        part = ("train", "train", "validate", "test")[i % 4]
+        chip = Chip(i, 2, (9 + i % 3, 11), scrambled, labelled=True)
+        image = chip.image(4, "float32")
+        image[1, 2, 3] = np.nan
+        tif(root / f"{part}/images/{i // 4}.tif", image)
+        tif(root / f"{part}/masks/{i // 4}.tif", chip.stored((0, 255), 0))
+        out[f"{part}_{i // 4}"] = Expected({"sentinel2_l2a-10m": np.nan_to_num(image)}, chip.truth)
+    return out

@@ -86,3 +86,36 @@ def biomassters(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
             {"sentinel1_grd-10m": [f"{2019 + (m > 3)}-{(m + 8) % 12 + 1:02d}-01" for m in range(12)]},
         )
     return out
+
+
+def crop_type_mapping_ss(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Arrays [C, H, W, T] of three sensors in an npz, numbers of six digits, a json of dates per sensor, a csv."""
+    out, rows = {}, ["id,partition"]
+    for i in range(count):
+        chip, name, number = Chip(i, 4, (8, 8), scrambled), f"southsudan_{7 * i:06d}", 6 + i % 4
+        s2 = np.stack([chip.image(10, "uint16") for _ in range(number)], -1)
+        s1 = np.stack([chip.image(3, "float64", -20, 3) for _ in range(number + 3)], -1)
+        label = chip.stored(range(1, 5), 0, "int64")
+        label[0, 1], chip.truth[0, 1] = 9, -1  # a crop that is none of the four
+        for folder, arrays in (
+            ("npy", {"s1": s1, "s2": s2, "planet": np.ones((4, 27, 27, 2), np.uint16)}),
+            ("truth", {"truth": label}),
+        ):
+            (root / folder).mkdir(exist_ok=True)
+            np.savez(root / f"{folder}/{name}.npz", **arrays)
+        days = [f"2017-03-{t + 1:02d}" for t in range(number)]
+        (root / "s2").mkdir(exist_ok=True)
+        (root / f"s2/s2_{name}.json").write_text(json.dumps({"dates": days}))
+        rows.append(f"{7 * i},{(0, 0, 0, 1, 2)[i % 5]}")
+        chosen = np.linspace(0, number - 1, 6).round().astype(int)
+        radar = np.linspace(0, number + 2, 6).round().astype(int)
+        out[f"{7 * i}"] = Expected(
+            {
+                "sentinel2_l2a-10m": s2[..., chosen].transpose(3, 0, 1, 2),
+                "sentinel1_grd-10m": s1[..., radar].transpose(3, 0, 1, 2)[:, :2],
+            },
+            chip.truth,
+            {"sentinel2_l2a-10m": [days[t] for t in chosen]},
+        )
+    (root / "list_eval_partition.csv").write_text("\n".join(rows))
+    return out
