@@ -109,4 +109,4 @@ def write_picture(path: Path, colours: np.ndarray | None) -> None:
     elif seen.any():
         low, high = np.percentile(values[seen], TAILS)
         image[seen] = matplotlib.colormaps["viridis"]((values[seen] - low) / (high - low or 1))
-    imsave(path.with_suffix(".png"), image)
+    imsave(path.with_suffix(".png"), (255 * image).round().astype(np.uint8))

@@ -1,0 +1,318 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from matplotlib.image import imread
+
+from eval.dense_metrics import predicted_classes
+from eval.encoders import load_model
+from eval.features import Trial
+from eval.predict import main
+from eval.tasks.decoder import Options, decoder
+from eval.tasks.encoding import Store
+from eval.tasks.heads import Wanted
+from eval.tiling import starts
+from eval.trained import Trained, load_trained
+from tests.dense import dataset, scene
+
+CPU = torch.device("cpu")
+VIT = "random:vit_tiny?patch_size=4&img_size=16&embed_dim=32&depth=2&num_heads=2&attn_dim=32&attn_heads=2"
+MODELS = {
+    "pixels": ("pixelstats", {}, {}),
+    "unet": ("unet?width=4&depth=2", {"decoder": "unet", "epochs": 6}, {}),
+    "vit": (VIT, {}, {}),
+    "values": ("pixelstats", {}, {"kind": "regression"}),
+    "dates": ("pixelstats", {"neck": "linear"}, {"frames": 3}),
+    "labels": (VIT, {"decoder": "linear_classifier"}, {"kind": "multilabel", "dense": False}),
+}
+UTM = dict(crs="EPSG:32633", transform=Affine(10, 0, 500_000, 0, -10, 5_800_000))
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory):
+    """Trained models by name, each made once."""
+    made = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            source, how, options = MODELS[name]
+            trial = Trial.of(load_model(source, seed=3), dataset(**options), CPU, batch_size=4)
+            given = Options(**{"decoder": "linear", "epochs": 3, "batch_size": 4, "evaluate_every": 1, **how})
+            (outcome,) = decoder(trial, Store(1 << 30), [Wanted(0, range(12))], given)
+            made[name] = tmp_path_factory.mktemp(name) / "seed-0.safetensors"
+            whole = outcome.trained[0] is not trial.model
+            Trained.of(trial, *outcome.trained, whole, (source, 3)).save(made[name])
+        return made[name]
+
+    return get
+
+
+def image(height: int, width: int, frames: int = 1) -> np.ndarray:
+    """``[frames * 3, H, W]`` of the kind the models were trained on."""
+    return scene(np.random.default_rng(7), (height, width), frames)[0].reshape(-1, height, width)
+
+
+def write(path: Path, pixels: np.ndarray, names=(), **profile) -> Path:
+    profile = {**UTM, "driver": "GTiff", "dtype": pixels.dtype, **profile}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2], **profile
+        ) as file:
+            file.write(pixels)
+            if names:
+                file.descriptions = names
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            return file.read()
+
+
+def run(cell: Path, source: Path, out: Path, *options: str) -> int:
+    return main(["--model-obj", str(cell), "--input", str(source), "--output", str(out), "--device", "cpu", *options])
+
+
+def predicted(cell: Path, source: Path, out: Path, *options: str) -> np.ndarray:
+    """The classes or values ``[H, W]``."""
+    assert run(cell, source, out, *options) == 0
+    return read(out / f"{source.stem}_pred.tif")[0]
+
+
+@pytest.mark.parametrize("name", ["pixels", "unet", "vit"])
+def test_a_tile_equals_the_model_on_the_image(cells, name, tmp_path):
+    test = dataset().splits["test"]
+    path = write(tmp_path / "a.tif", test[2].images["sentinel2_l2a-10m"])
+    logits = list(load_trained(cells(name)).predictions(test, CPU, 1))[2]
+    np.testing.assert_array_equal(predicted(cells(name), path, tmp_path / "out"), predicted_classes(logits)[0])
+
+
+def test_values_equal_the_model_and_keep_their_unit(cells, tmp_path):
+    test = dataset(kind="regression").splits["test"]
+    path = write(tmp_path / "a.tif", test[1].images["sentinel2_l2a-10m"])
+    wanted = list(load_trained(cells("values")).predictions(test, CPU, 1))[1][0, 0]
+    np.testing.assert_allclose(predicted(cells("values"), path, tmp_path / "out"), wanted, atol=1e-5)
+    with rasterio.open(tmp_path / "out" / "a_pred.tif") as file:
+        assert (file.dtypes, file.tags()["unit"], file.descriptions) == (("float32",), "m", ("value",))
+        assert np.isnan(file.nodata)
+
+
+@pytest.mark.parametrize(("name", "differing"), [("pixels", 0.0), ("unet", 0.002), ("vit", 0.005)])
+def test_tiles_of_any_size_give_the_same_map(cells, name, differing, tmp_path):
+    path = write(tmp_path / "a.tif", image(301, 250))
+    maps, shares = {}, {}
+    for tile in (64, 128, 224):
+        out = tmp_path / str(tile)
+        maps[tile] = predicted(cells(name), path, out, "--tile", str(tile), "--overlap", "32", "--probabilities")
+        shares[tile] = read(out / "a_prob.tif").astype(int)
+    for tile in (128, 224):
+        print(name, tile, (maps[tile] != maps[64]).mean())
+        assert (maps[tile] != maps[64]).mean() <= differing  # attention sees more in a larger tile
+        if not differing:
+            assert np.abs(shares[tile] - shares[64]).max() <= 1  # of 10,000: rounding
+
+
+def test_overlapping_tiles_leave_no_seam(cells, tmp_path):
+    path = write(tmp_path / "a.tif", image(64, 288))
+
+    def seam(overlap: int) -> float:
+        """How much larger than elsewhere the steps are where tiles end, of what differs from one large tile."""
+        shares = {}
+        for tile, shared in ((64, overlap), (288, 0)):
+            out = tmp_path / f"{tile}-{shared}"
+            predicted(cells("vit"), path, out, "--tile", str(tile), "--overlap", str(shared), "--probabilities")
+            shares[tile] = read(out / "a_prob.tif")[1:].astype(float)
+        step = np.abs(np.diff(shares[64] - shares[288], axis=2)).mean((0, 1))  # between columns
+        patches = range(3, 287, 4)
+        ends = [first + 64 - 1 for first in starts(288, 64, 64 - overlap)[:-1]]
+        print(overlap, step[ends].mean(), step[patches].mean(), step.mean())
+        return step[ends].mean() / step[patches].mean()
+
+    assert seam(32) < 1.2 < seam(0)
+
+
+def test_the_map_says_where_it_lies_and_what_it_means(cells, tmp_path):
+    pixels = image(70, 50)
+    pixels[:, :5] = 0
+    path = write(tmp_path / "a.tif", pixels, nodata=0)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(scene="tile 33UUP")
+    classes = predicted(cells("pixels"), path, tmp_path / "out", "--probabilities")
+    assert (classes[:5] == -1).all() and (classes[5:] >= 0).all()
+    with rasterio.open(tmp_path / "out" / "a_pred.tif") as file:
+        assert (file.crs, file.transform, file.shape) == (rasterio.CRS.from_epsg(32633), UTM["transform"], (70, 50))
+        assert (file.dtypes, file.nodata, file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"]) == (("int16",), -1, "COG")
+        tags = file.tags()
+        assert tags["scene"] == "tile 33UUP" and [tags[f"class_{k}"] for k in range(3)] == ["dark", "middle", "bright"]
+        colours = file.colormap(1)
+    assert tags["colour_1"] == "#" + "".join(f"{c:02x}" for c in colours[1][:3])
+    with rasterio.open(tmp_path / "out" / "a_prob.tif") as file:
+        assert file.descriptions == ("confidence", "dark", "middle", "bright") and set(file.scales) == {1e-4}
+        shares = file.read()
+    seen = shares[:, classes >= 0]
+    assert np.abs(seen[1:].sum(0) - 10_000).max() <= 2 and (seen[0] == seen[1:].max(0)).all()
+    assert (shares[:, classes < 0] == -1).all()
+    look = (255 * imread(tmp_path / "out" / "a_pred.png")).round()
+    assert (look[:5, :, 3] == 0).all() and tuple(look[30, 20]) == colours[classes[30, 20]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 9), (16, 90), (131, 17)])
+def test_rasters_of_any_shape(cells, shape, tmp_path):
+    path = write(tmp_path / "a.tif", image(*shape))
+    classes = predicted(cells("pixels"), path, tmp_path / "out")
+    assert classes.shape == shape and classes.min() >= 0
+    assert predicted(cells("vit"), path, tmp_path / "vit").shape == shape
+
+
+def test_what_was_not_observed_is_no_class(cells, tmp_path):
+    whole = predicted(cells("pixels"), write(tmp_path / "whole.tif", image(40, 40)), tmp_path / "out")
+    pixels = image(40, 40).astype(np.float32)
+    pixels[0, 3, 4], pixels[1, 7, 8], pixels[2, 20:, :] = np.nan, np.inf, -9999
+    holes = predicted(cells("pixels"), write(tmp_path / "holes.tif", pixels, nodata=-9999), tmp_path / "out")
+    bad = np.zeros((40, 40), bool)
+    bad[3, 4] = bad[7, 8] = bad[20:] = True
+    np.testing.assert_array_equal(holes, np.where(bad, -1, whole))
+    said = predicted(cells("pixels"), tmp_path / "holes.tif", tmp_path / "said", "--nodata", str(pixels[0, 0, 0]))
+    assert said[0, 0] == -1
+    empty = write(tmp_path / "empty.tif", np.zeros((3, 40, 40), np.uint16), nodata=0)
+    assert (predicted(cells("vit"), empty, tmp_path / "out") == -1).all()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [dict(crs=None, transform=None), dict(transform=UTM["transform"] @ Affine.rotation(30)), dict(crs="EPSG:4326")],
+    ids=["none", "rotated", "degrees"],
+)
+def test_any_place_is_kept(cells, place, tmp_path):
+    path = write(tmp_path / "a.tif", image(30, 30), **place)
+    predicted(cells("pixels"), path, tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as a, rasterio.open(tmp_path / "out" / "a_pred.tif") as b:
+            assert a.crs == b.crs and a.transform.almost_equals(b.transform, 1e-6)
+
+
+def test_bands_are_found_by_name_or_number(cells, tmp_path):
+    pixels, cell = image(30, 30), cells("pixels")
+    wanted = predicted(cell, write(tmp_path / "a.tif", pixels), tmp_path / "out")
+    more = np.concatenate([pixels[::-1], pixels[:1] * 0 + 77])
+    named = write(tmp_path / "named.tif", more, ("B4", "b03", "B2", "B8A"))
+    bare = write(tmp_path / "bare.tif", more)
+    for path, options in [(named, ()), (bare, ("2", "1", "0")), (bare, ("[2,1,0]",)), (named, ("B02,B03,B04",))]:
+        given = ("--bands", *options) if options else ()
+        np.testing.assert_array_equal(predicted(cell, path, tmp_path / "again", *given), wanted)
+
+
+def test_numbers_in_another_unit_give_the_same_map(cells, tmp_path):
+    pixels, cell = image(30, 30), cells("pixels")
+    wanted = predicted(cell, write(tmp_path / "a.tif", pixels), tmp_path / "out")
+    share = write(tmp_path / "share.tif", pixels.astype(np.float32) / 10_000)
+    np.testing.assert_array_equal(predicted(cell, share, tmp_path / "out", "--unit", "reflectance"), wanted)
+    np.testing.assert_array_equal(predicted(cell, share, tmp_path / "out2", "--scale", "1"), wanted)
+    tagged = write(tmp_path / "tagged.tif", (pixels // 2).astype(np.int16))
+    with rasterio.open(tagged, "r+") as file:
+        file.scales = (2e-4,) * 3
+    assert (predicted(cell, tagged, tmp_path / "out") != wanted).mean() < 0.01  # halves are rounded
+
+
+def test_a_stack_of_dates(cells, tmp_path):
+    pixels, cell = image(20, 20, frames=3), cells("dates")  # 3 dates of 3 bands
+    days = ("--dates", "2020-01-01", "2020-02-01", "2020-03-01")
+    wanted = predicted(cell, write(tmp_path / "nine.tif", pixels), tmp_path / "out", *days)
+    dates = pixels.reshape(3, 3, 20, 20)
+    eighteen = write(tmp_path / "eighteen.tif", np.concatenate([dates, dates * 0 + 7], 1).reshape(18, 20, 20))
+    for bands in (("0", "1", "2"), tuple(str(6 * t + c) for t in range(3) for c in range(3))):
+        found = predicted(cell, eighteen, tmp_path / "out", *days, "--bands", *bands)
+        np.testing.assert_array_equal(found, wanted)
+    holes = dates.astype(np.float32)
+    holes[1:] = np.nan
+    one = predicted(cell, write(tmp_path / "one.tif", holes.reshape(9, 20, 20)), tmp_path / "out", *days)
+    assert (one >= 0).all()  # a date is enough
+    assert run(cell, tmp_path / "eighteen.tif", tmp_path / "bad", *days) == 1
+
+
+def test_files_that_fail_are_listed_and_the_others_are_kept(cells, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write(folder / "good.tif", image(30, 30))
+    write(folder / "few.tif", image(30, 30)[:2])
+    write(folder / "named.tif", image(30, 30), ("B02", "B03", "B9"))
+    colours = write(folder / "colours.tif", image(30, 30)[:1].astype(np.uint8), photometric="palette")
+    with rasterio.open(colours, "r+") as file:
+        file.write_colormap(1, {0: (255, 0, 0, 255)})
+    write(folder / "waves.tif", image(30, 30).astype(np.complex64))
+    (folder / "cut.tif").write_bytes((folder / "good.tif").read_bytes()[:900])
+    (folder / "note.txt").write_text("no raster")
+    assert run(cells("pixels"), folder, out) == 1
+    said = capsys.readouterr()
+    assert "good.tif: done" in said.out
+    assert sorted(p.name for p in out.iterdir()) == ["good_pred.png", "good_pred.tif", "good_pred.tif.aux.xml"]
+    errors = dict(line.split("FAILED ")[1].split(": ", 1) for line in said.err.splitlines())
+    assert {Path(p).name for p in errors} == {"few.tif", "named.tif", "colours.tif", "waves.tif", "cut.tif"}
+    assert "named.tif has no band B04. It has B02, B03, B9; see --bands" in said.err
+    assert "colours.tif holds numbers of a palette" in said.err
+    assert "has 2 band(s) without names; say by --bands which numbers (from 0) are B02, B03, B04" in said.err
+    made = (out / "good_pred.tif").stat().st_mtime_ns
+    assert run(cells("pixels"), folder / "good.tif", out) == 0
+    assert "good.tif: kept" in capsys.readouterr().out and (out / "good_pred.tif").stat().st_mtime_ns == made
+    assert run(cells("pixels"), folder / "good.tif", out, "--tile", "8") == 0
+    assert "good.tif: done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("labels", (), "predicts one multilabel per image; maps need a model trained on maps"),
+        ("values", ("--probabilities",), "predicts values, which have none"),
+        ("pixels", ("--tile", "16", "--overlap", "16"), "0 <= overlap < tile"),
+        ("vit", ("--tile", "18"), "--tile 18 --overlap 4: tiles must be whole cells of 4"),
+    ],
+)
+def test_options_that_cannot_be(cells, model, options, message, tmp_path):
+    path = write(tmp_path / "a.tif", image(30, 30))
+    with pytest.raises(ValueError, match=message):
+        run(cells(model), path, tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--unit", "db"), "--unit db: the model takes sentinel2_l2a in reflectance"),
+        (("--bands", "0", "1"), "--bands names 2 bands; the model takes 3 on 1 date(s)"),
+        (("--bands", "0", "1", "3"), "a.tif has the bands 0 to 2, but --bands asks for 3"),
+        (("--bands", "B02,B03,B05"), "a.tif has no band B05. It has B02, B03, B04; see --bands"),
+        (("--dates", "2020-01-01", "2020-02-01"), "--dates names 2 dates; the model takes 1"),
+    ],
+)
+def test_a_file_that_cannot_be_is_one_sentence(cells, options, message, tmp_path, capsys):
+    path = write(tmp_path / "a.tif", image(30, 30), ("B02", "B03", "B04"))
+    assert run(cells("pixels"), path, tmp_path / "out", *options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused(cells, tmp_path):
+    (tmp_path / "b").mkdir()
+    for folder in (tmp_path, tmp_path / "b"):
+        write(folder / "a.tif", image(30, 30))
+    with pytest.raises(ValueError, match=r"would both become a_pred.tif: rename one"):
+        run(cells("pixels"), tmp_path / "*" / "a.tif", tmp_path / "out", "--input", str(tmp_path), str(tmp_path / "b"))
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same_maps(cells, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write(tmp_path / "in" / f"{i}.tif", image(20 + i, 30))
+    (tmp_path / "in" / "3.tif").write_text("broken")
+    codes = [run(cells("pixels"), tmp_path / "in", tmp_path / f"out{n}", "--workers", str(n)) for n in (1, 2)]
+    assert codes == [1, 1] and capsys.readouterr().err.count("FAILED") == 2
+    for i in range(3):
+        one, two = ((tmp_path / f"out{n}" / f"{i}_pred.tif").read_bytes() for n in (1, 2))
+        assert one == two
