@@ -28,7 +28,7 @@ from omegaconf import MISSING, OmegaConf  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from dinov2 import cli, config  # noqa: E402
-from dinov2.env import ROOT  # noqa: E402
+from dinov2.env import ROOT, expand  # noqa: E402
 from dinov2.files import write_atomic  # noqa: E402
 from eval.quickstart import PROCESSES, show  # noqa: E402
 from eval.report import read_metrics  # noqa: E402
@@ -44,7 +44,7 @@ class Shootout:
     seeds: list[int] = field(default_factory=lambda: [0])  # of pretraining: a run of every objective for each
     evaluations: list[str] = MISSING  # evaluation configs or folders
     overrides: list[str] = field(default_factory=list)  # key=value for all evaluations
-    prepare: list[str] = field(default_factory=list)  # command lines that make the shards
+    prepare: list[str] = field(default_factory=list)  # command lines that make the shards; $NAME of the environment
 
 
 def load(path: Path) -> Shootout:
@@ -85,7 +85,8 @@ def commands(
     models = ";".join([*map(str, folders), f"random:{folders[0]}", "pixelstats"])
     evaluate = ["eval/main.py", "--model-obj", models, "--config-obj", ";".join(shootout.evaluations)]
     evaluate += ["--output-dir", f"{output / 'eval'}", *shootout.overrides]
-    return [*map(shlex.split, shootout.prepare), *training, [*torchrun, *evaluate]]
+    prepare = [[expand(word) for word in shlex.split(line)] for line in shootout.prepare]
+    return [*prepare, *training, [*torchrun, *evaluate]]
 
 
 def table(output: Path, names: Sequence[str], rows: Sequence[Row]) -> str:

@@ -22,7 +22,8 @@ def terms(cfg):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_all_objectives_meet_on_equal_terms(path, tmp_path):
+def test_all_objectives_meet_on_equal_terms(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("EOSSL_REALDATA", str(tmp_path))  # named in commands that are made, not run
     shootout = load(path)
     configs = runs(shootout, seeds=[0])
     assert set(configs) == set(objectives.OBJECTIVES)
@@ -38,6 +39,17 @@ def test_seeds_are_runs_of_their_own():
     assert configs["mae-3"]["train"]["seed"] == 3 and configs["mae-3"]["objective"]["name"] == "mae"
     with pytest.raises(ValueError, match="--only simclt: the config compares simclr"):
         runs(shootout, ["simclt"])
+
+
+def test_commands_that_prepare_name_the_machines_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("EOSSL_REALDATA", "/real data")
+    shootout = load(ROOT / "configs" / "shootout" / "realdata.yaml")
+    prepare = commands(shootout, tmp_path, {"mae": {}}, [])[: len(shootout.prepare)]
+    assert [command[:4] for command in prepare[:2]] == [
+        ["data_prep/main.py", "terramesh", "--src", "/real data/terramesh"]
+    ] * 2
+    made = {command[command.index("--out") + 1] for command in prepare}
+    assert made == {*shootout.pretrain["data"]["shards"], "data/terramesh"}  # the last one is what is evaluated
 
 
 def test_a_config_that_names_a_base_holds_differences_only():
