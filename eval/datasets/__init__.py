@@ -17,12 +17,18 @@ from dinov2.sensors import suggest
 from eval.datasets.base import SPLITS, EvalDataset, Split
 from eval.datasets.files import files
 from eval.datasets.geobench import geobench
+from eval.datasets.open_canopy import squares
 from eval.datasets.shards import shards
 
 __all__ = ["CONFIGS", "DATASETS", "READERS", "SPLITS", "EvalDataset", "Split", "build_dataset", "defaults", "describe"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "datasets"
-READERS: Mapping[str, Callable[..., EvalDataset]] = {"files": files, "geobench": geobench, "shards": shards}
+READERS: Mapping[str, Callable[..., EvalDataset]] = {
+    "files": files,
+    "geobench": geobench,
+    "shards": shards,
+    "squares": squares,
+}
 
 
 class Catalogue(Mapping[str, Callable[..., EvalDataset]]):
