@@ -67,6 +67,12 @@ class Scene:
         return cls(raster, bands, tuple(channels), specs, frames, given)
 
     @property
+    def fills(self) -> np.ndarray:
+        """``[C]``: the number that was nodata in training, or is said to be; NaN: none."""
+        said = [c.spec.nodata if self.given.nodata is None else self.given.nodata for c in self.channels]
+        return np.array([np.nan if fill is None else fill for fill in said], np.float32)
+
+    @property
     def words(self) -> str:
         """Which band of the file each channel of the first date is, from 0."""
         return ", ".join(f"{c.name} = {b - 1}" for c, b in zip(self.channels, self.bands, strict=False))
@@ -74,22 +80,22 @@ class Scene:
     def read(self, corner: Corner, tile: int) -> tuple[Sample, np.ndarray]:
         """The window ``[tile, tile]`` at ``corner``; beyond the raster its last pixels are repeated.
 
-        With it bool ``[tile, tile]``: where on some date every band has been observed. All else is NaN in the sample.
+        With it bool ``[tile, tile]``: where something was observed. A pixel is none where on every date a band is not
+        finite, masked by the file or nodata; but 0 is a number of dark pixels too, and counts where all bands have it.
         """
         row, column = corner
         height, width = min(tile, self.raster.height - row), min(tile, self.raster.width - column)
         window = Window(column, row, width, height)
-        pixels = self.raster.read(self.bands, window=window, out_dtype="float32")  # [T * C, h, w]
-        pixels[self.raster.read_masks(self.bands, window=window) == 0] = np.nan
-        pixels[~np.isfinite(pixels)] = np.nan
-        for c, channel in enumerate(self.channels):
-            every = pixels[c :: len(self.channels)]
-            fill = channel.spec.nodata if self.given.nodata is None else self.given.nodata
-            if fill is not None:
-                every[every == np.float32(fill)] = np.nan
-        pixels = np.pad(pixels, ((0, 0), (0, tile - height), (0, tile - width)), "edge")
-        pixels = pixels.reshape(self.frames, len(self.channels), tile, tile)
-        seen = np.isfinite(pixels).all(1).any(0)
+        shape = self.frames, len(self.channels), height, width
+        pixels = self.raster.read(self.bands, window=window, out_dtype="float32").reshape(shape)
+        masked = self.raster.read_masks(self.bands, window=window).reshape(shape) == 0
+        filled = pixels == self.fills[:, None, None]
+        none = ~np.isfinite(pixels) | masked | filled  # [T, C, h, w]
+        nothing = none.all(1, keepdims=True)
+        seen = ~((none & (pixels != 0)).any(1) | nothing[:, 0]).all(0)  # [h, w]
+        pixels[none & ((pixels != 0) | filled | nothing)] = np.nan
+        beyond = (0, tile - height), (0, tile - width)
+        pixels, seen = np.pad(pixels, ((0, 0), (0, 0), *beyond), "edge"), np.pad(seen, beyond, "edge")
         keys = [c.spec.key for c in self.channels]
         images = {key: pixels[:, [i for i, k in enumerate(keys) if k == key]] for key in self.specs}
         times = dict.fromkeys(images, list(self.given.dates)) if self.given.dates else {}

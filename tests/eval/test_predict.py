@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from affine import Affine
 from matplotlib.image import imread
 
 from eval.dense_metrics import predicted_classes
 from eval.encoders import load_model
+from eval.engine import evaluate
 from eval.features import Trial
 from eval.predict import main
 from eval.tasks.decoder import Options, decoder
@@ -113,7 +115,6 @@ def test_tiles_of_any_size_give_the_same_map(cells, name, differing, tmp_path):
         maps[tile] = predicted(cells(name), path, out, "--tile", str(tile), "--overlap", "32", "--probabilities")
         shares[tile] = read(out / "a_prob.tif").astype(int)
     for tile in (128, 224):
-        print(name, tile, (maps[tile] != maps[64]).mean())
         assert (maps[tile] != maps[64]).mean() <= differing  # attention sees more in a larger tile
         if not differing:
             assert np.abs(shares[tile] - shares[64]).max() <= 1  # of 10,000: rounding
@@ -132,10 +133,9 @@ def test_overlapping_tiles_leave_no_seam(cells, tmp_path):
         step = np.abs(np.diff(shares[64] - shares[288], axis=2)).mean((0, 1))  # between columns
         patches = range(3, 287, 4)
         ends = [first + 64 - 1 for first in starts(288, 64, 64 - overlap)[:-1]]
-        print(overlap, step[ends].mean(), step[patches].mean(), step.mean())
         return step[ends].mean() / step[patches].mean()
 
-    assert seam(32) < 1.2 < seam(0)
+    assert seam(32) < 1.5 and seam(0) > 3
 
 
 def test_the_map_says_where_it_lies_and_what_it_means(cells, tmp_path):
@@ -179,6 +179,10 @@ def test_what_was_not_observed_is_no_class(cells, tmp_path):
     bad = np.zeros((40, 40), bool)
     bad[3, 4] = bad[7, 8] = bad[20:] = True
     np.testing.assert_array_equal(holes, np.where(bad, -1, whole))
+    dark = write(
+        tmp_path / "dark.tif", np.where(bad, 0, image(40, 40) * [[[1]], [[1]], [[0]]]).astype(np.uint16), nodata=0
+    )
+    np.testing.assert_array_equal(predicted(cells("pixels"), dark, tmp_path / "out") < 0, bad)  # 0 in one band is dark
     said = predicted(cells("pixels"), tmp_path / "holes.tif", tmp_path / "said", "--nodata", str(pixels[0, 0, 0]))
     assert said[0, 0] == -1
     empty = write(tmp_path / "empty.tif", np.zeros((3, 40, 40), np.uint16), nodata=0)
@@ -303,6 +307,57 @@ def test_two_files_of_one_name_are_refused(cells, tmp_path):
         write(folder / "a.tif", image(30, 30))
     with pytest.raises(ValueError, match=r"would both become a_pred.tif: rename one"):
         run(cells("pixels"), tmp_path / "*" / "a.tif", tmp_path / "out", "--input", str(tmp_path), str(tmp_path / "b"))
+
+
+@pytest.fixture(scope="module")
+def floods(tmp_path_factory, realdata) -> Path:
+    """A model of surface water, trained on a Sentinel-2 scene over Spain."""
+    config = yaml.safe_load(Path("configs/eval/realdata_dense/floods/unet.yaml").read_text())
+    config["dataset"] |= {"images": ["sentinel2_l1c"], "bands": ["B02", "B03", "B04", "B8A", "B11", "B12"]}
+    config["task"] |= {"epochs": 6, "decoder_options": {}}
+    out = tmp_path_factory.mktemp("floods")
+    evaluate(["unet?width=8"], [{**config, "name": "floods", "seeds": [0]}], out)
+    (file,) = out.rglob("seed-0.safetensors")
+    return file.parent
+
+
+@pytest.mark.realdata
+def test_a_real_flood_scene(floods, realdata, tmp_path):
+    scene = realdata / "sen1floods11" / "S2" / "Spain_7370579_S2Hand.tif"
+    water = predicted(floods, scene, tmp_path, "--tile", "128", "--probabilities")
+    truth = read(realdata / "sen1floods11" / "Labels" / "Spain_7370579_LabelHand.tif")[0]
+    known = truth >= 0
+    assert (water[known] == truth[known]).mean() > max(0.9, (truth[known] == 0).mean())
+    with rasterio.open(scene) as a, rasterio.open(tmp_path / f"{scene.stem}_pred.tif") as b:
+        assert (a.crs, a.transform, a.shape) == (b.crs, b.transform, b.shape)
+        assert b.tags()["bands"] == "B02 = 1, B03 = 2, B04 = 3, B8A = 8, B11 = 11, B12 = 12"
+        assert (b.tags()["class_0"], b.tags()["class_1"]) == ("land", "water")
+
+
+@pytest.mark.realdata
+def test_a_real_chip_of_another_sensor(floods, realdata, tmp_path):
+    chip = realdata / "hls" / "segmentation_test_0_input.tif"  # Landsat's bands without names
+    found = predicted(floods, chip, tmp_path, "--bands", *"123456", "--tile", "64")
+    with rasterio.open(chip) as a, rasterio.open(tmp_path / f"{chip.stem}_pred.tif") as b:
+        assert (a.crs, a.transform, a.shape) == (b.crs, b.transform, b.shape) and b.crs.to_epsg() == 32614
+        lost = (a.read([2, 3, 4, 5, 6, 7]) == -9999).any(0)
+    np.testing.assert_array_equal(found < 0, lost)
+
+
+@pytest.mark.realdata
+def test_a_real_stack_of_months(cells, realdata, tmp_path):
+    cube = realdata / "worldcereal" / "belgium_good_2020-12-01_2021-11-30.nc"
+    months, planes = (4, 6, 8), []
+    for band in ("B02", "B03", "B04"):
+        with rasterio.open(f"netcdf:{cube}:{band}") as file:
+            planes.append(file.read([m + 1 for m in months]).astype(np.uint16))
+            place = {"crs": file.crs, "transform": file.transform}
+    stack = write(tmp_path / "stack.tif", np.stack(planes, 1).reshape(9, *planes[0].shape[1:]), nodata=65535, **place)
+    days = ("--dates", "2021-04-01", "2021-06-01", "2021-08-01")
+    found = predicted(cells("dates"), stack, tmp_path / "out", *days)
+    with rasterio.open(tmp_path / "out" / "stack_pred.tif") as file:
+        assert file.crs.to_epsg() == 32631 and file.transform == place["transform"]
+    assert set(np.unique(found)) <= {-1, 0, 1, 2} and (found >= 0).mean() > 0.9
 
 
 @pytest.mark.slow
