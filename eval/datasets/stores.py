@@ -94,7 +94,8 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures have no place on the ground
-            with rasterio.open(path) as raster:
+            # read at once, a PNG that is cut short would be garbage without an error
+            with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(path) as raster:
                 yield raster
     except RasterioError as error:
         raise ValueError(f"{path} is damaged or no raster ({error}); get the file again") from error

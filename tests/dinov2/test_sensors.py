@@ -27,6 +27,7 @@ KNOWN = {
     ("superdove", "green_i"): (531, 36, 3),
     ("naip", "nir"): (845, 74, 0.6),
     ("gaofen1", "green"): (555, 70, 8),
+    ("gaofen2", "nir"): (830, 120, 4),
     ("modis", "B2"): (858, 35, 250),
     ("modis", "B3"): (469, 20, 500),
     ("aviris", "B1"): (366, 10, 20),
@@ -49,7 +50,7 @@ def test_the_sensors_promised_are_there() -> None:
     counts = {"sentinel2_l1c": 13, "sentinel2_l2a": 12, "sentinel1_grd": 12, "sentinel1_rtc": 12, "landsat5": 6}
     counts |= {"landsat7": 6, "landsat8": 7, "landsat9": 7, "hls_l30": 8, "hls_s30": 13, "worldview2": 8}
     counts |= {"worldview3": 16, "quickbird2": 4, "geoeye1": 4, "planetscope": 4, "superdove": 8, "naip": 4, "rgb": 3}
-    counts |= {"gaofen1": 4, "modis": 7, "enmap": 224, "aviris": 224, "dem": 1, "slope": 1}
+    counts |= {"gaofen1": 4, "gaofen2": 4, "modis": 7, "enmap": 224, "aviris": 224, "dem": 1, "slope": 1}
     assert {name: len(SENSORS[name].bands) for name in counts} == counts
 
 

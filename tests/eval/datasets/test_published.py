@@ -1,11 +1,14 @@
 """Published datasets: files in their exact layout become the expected pixels, and are learnt where they can be."""
 
+import re
+
 import numpy as np
 import pytest
+import rasterio
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from eval.datasets import build_dataset
+from eval.datasets import CONFIGS, build_dataset, defaults
 from eval.datasets.base import IGNORE
 from tests.eval.datasets.layouts import maps, pairs, series
 
@@ -19,6 +22,22 @@ LAYOUTS = {
     "spacenet7": pairs.spacenet7,
     "spacenet7_change": pairs.spacenet7_change,
     "ai4smallfarms": maps.ai4smallfarms,
+    "dynamic_earthnet": series.dynamic_earthnet,
+    "five_billion_pixels": maps.five_billion_pixels,
+}
+TILES = {"spacenet7": pairs.SIDE, "spacenet7_change": pairs.SIDE, "five_billion_pixels": maps.TILE}
+MAPS = {  # files of maps
+    "mados": "Scene_*/10/*_cl_*.tif",
+    "pastis_r": "ANNOTATIONS/*.npy",
+    "multitemporal_crop": "*_chips/*.mask.tif",
+    "biomassters": "*_agbm/*.tif",
+    "crop_type_mapping_ss": "truth/*.npz",
+    "xview2": "*/targets/*_post_*.png",
+    "spacenet7": "train/*/labels_raster/*.tif",
+    "spacenet7_change": "train/*/labels_raster/*.tif",
+    "ai4smallfarms": "*/masks/*.tif",
+    "dynamic_earthnet": "labels/*/*/*/*/*.tif",
+    "five_billion_pixels": "Annotation__index/*.png",
 }
 
 
@@ -28,7 +47,7 @@ def name(request):
 
 
 def build(root, name, **changes):
-    small = {"tile": pairs.SIDE} if name.startswith("spacenet7") else {}
+    small = {"tile": TILES[name]} if name in TILES else {}
     return build_dataset({"name": name, "root": str(root), **small, **changes})
 
 
@@ -72,9 +91,16 @@ def pixels(dataset, split):
     return np.concatenate(xs), np.concatenate(ys)
 
 
-@pytest.mark.parametrize("scrambled", [False, True])
+QUICK = ("pastis_r", "biomassters", "xview2")  # the others' labels are as random
+
+
+@pytest.mark.parametrize(
+    ("name", "scrambled"),
+    [(name, False) for name in LAYOUTS]
+    + [(name, True) if name in QUICK else pytest.param(name, True, marks=pytest.mark.slow) for name in LAYOUTS],
+)
 def test_a_linear_probe_is_right_where_it_can_be_and_at_chance_where_nothing_can_be_learnt(tmp_path, name, scrambled):
-    LAYOUTS[name](tmp_path, 30, scrambled)
+    LAYOUTS[name](tmp_path, 25, scrambled)
     dataset = build(tmp_path, name, **({"images": ["sentinel1_grd"]} if name == "biomassters" else {}))
     (x, y), (x_test, y_test) = (pixels(dataset, dataset.splits[part]) for part in ("train", "test"))
     scaler = StandardScaler().fit(x)
@@ -86,3 +112,60 @@ def test_a_linear_probe_is_right_where_it_can_be_and_at_chance_where_nothing_can
     found = (LogisticRegression(C=100, max_iter=1000, tol=1e-3).fit(x, y).predict(x_test) == y_test).mean()
     chance = 1 / len(dataset.classes)
     assert abs(found - chance) < 4 * (chance / len(y_test)) ** 0.5 + 0.02 if scrambled else found > 0.995
+
+
+def test_a_map_that_is_cut_short_is_named(tmp_path, name):
+    LAYOUTS[name](tmp_path, 12, scrambled=False)
+    dataset = build(tmp_path, name)
+    for path in tmp_path.glob(MAPS[name]):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(ValueError, match=rf"{tmp_path}/\S+ is damaged or no .* get the file again"):
+        dataset.splits["train"].target(0)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    "name", [name for name in MAPS if name not in ("biomassters", "dynamic_earthnet", "crop_type_mapping_ss")]
+)
+def test_a_label_that_is_no_class_is_named(tmp_path, name):
+    LAYOUTS[name](tmp_path, 12, scrambled=False)
+    dataset = build(tmp_path, name)
+    for path in tmp_path.glob(MAPS[name]):
+        if path.suffix == ".npy":
+            np.save(path, np.full_like(np.load(path), 77))
+            continue
+        with rasterio.open(path) as raster:
+            profile = raster.profile
+        with rasterio.open(path, "w", **profile) as raster:
+            raster.write(np.full((1, raster.height, raster.width), 77, profile["dtype"]))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/\S+ has the label 77, which is no class .* nor ignored"):
+        dataset.splits["train"].target(0)
+
+
+def test_a_missing_list_is_named(tmp_path):
+    series.multitemporal_crop(tmp_path, 6, scrambled=False)
+    (tmp_path / "training_data.txt").unlink()
+    with pytest.raises(ValueError, match=r"the list of samples \S+training_data.txt is missing"):
+        build(tmp_path, "multitemporal_crop")
+
+
+def test_the_published_order_of_crop_channels_mixes_dates_and_bands(tmp_path):
+    series.multitemporal_crop(tmp_path, 6, scrambled=False)
+    head = (CONFIGS / "multitemporal_crop.yaml").read_text().splitlines()[0]
+    order = [int(n) for n in re.findall(r"\d+", head)]
+    layer = defaults("multitemporal_crop")["layers"]["hls"]
+    ours, theirs = (
+        build(tmp_path, "multitemporal_crop", layers={"hls": {**layer, **given}})
+        .splits["train"][0]
+        .images["hls_s30-30m"]
+        for given in ({}, {"channels": order})
+    )
+    stored = ours.reshape(18, 9, 9)
+    np.testing.assert_array_equal(theirs, stored.reshape(6, 3, 9, 9).transpose(1, 0, 2, 3))
+    assert (theirs[1, 0] == ours[0, 1]).all() and not (theirs == ours).all()  # "blue in June" is green in March
+
+
+def test_decimals_of_decibels_are_kept(tmp_path):
+    series.biomassters(tmp_path, 6, scrambled=False)
+    image = build(tmp_path, "biomassters").splits["train"][0].images["sentinel1_grd-10m"]
+    assert np.abs(image - image.astype(np.int32)).max() > 0.5  # what readers that convert to whole numbers lose

@@ -1,11 +1,13 @@
-"""Layouts of published maps of one date: MADOS."""
+"""Layouts of published maps of one date: MADOS, AI4SmallFarms, Five-Billion-Pixels."""
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tests.eval.datasets.layouts.chips import Chip, Expected, tif
 
+TILE = 6  # of Five-Billion-Pixels, instead of 512
 MADOS = {10: ([492], [559, 560], [665], [833]), 60: ([442, 443],)}
 MADOS[20] = ([704], [739, 740], [780, 783], [864, 865], [1610, 1614], [2186, 2202])
 
@@ -46,4 +48,19 @@ def ai4smallfarms(root: Path, count: int, scrambled: bool) -> dict[str, Expected
         tif(root / f"{part}/images/{i // 4}.tif", image)
         tif(root / f"{part}/masks/{i // 4}.tif", chip.stored((0, 255), 0))
         out[f"{part}_{i // 4}"] = Expected({"sentinel2_l2a-10m": np.nan_to_num(image)}, chip.truth)
+    return out
+
+
+def five_billion_pixels(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Scenes of uint16 and PNG maps of 0 to 24 whose sides are no multiple of the tiles'."""
+    out = {}
+    (root / "Annotation__index").mkdir()
+    for i in range(count):
+        chip, name = Chip(i, 24, (13, 14), scrambled), f"GF2_PMS{1 + i % 2}__L1A{i:010d}-MSS{1 + i % 2}"
+        image = chip.image(4, "uint16")
+        tif(root / f"Image_16bit_BGRNir/{name}.tiff", image)
+        Image.fromarray(chip.stored(range(1, 25), 0)).save(root / f"Annotation__index/{name}_24label.png")
+        for y, x in ((0, 0), (0, TILE), (TILE, 0), (TILE, TILE)):
+            inside = (..., slice(y, y + TILE), slice(x, x + TILE))
+            out[f"{name.lower()}_r{y:05d}c{x:05d}"] = Expected({"gaofen2-4m": image[inside]}, chip.truth[inside])
     return out

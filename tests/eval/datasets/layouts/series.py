@@ -1,4 +1,4 @@
-"""Layouts of published series: PASTIS-R, multi-temporal crop classification, BioMassters."""
+"""Layouts of published series: PASTIS-R, multi-temporal crops, BioMassters, South Sudan, DynamicEarthNet."""
 
 import json
 from pathlib import Path
@@ -118,4 +118,25 @@ def crop_type_mapping_ss(root: Path, count: int, scrambled: bool) -> dict[str, E
             {"sentinel2_l2a-10m": [days[t] for t in chosen]},
         )
     (root / "list_eval_partition.csv").write_text("\n".join(rows))
+    return out
+
+
+def dynamic_earthnet(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """uint16 images of every day (here: of some), maps with a band of 0 and 255 per class, snow among them."""
+    out = {}
+    for i in range(count):
+        chip, aoi, month = Chip(i, 6, (8, 8), scrambled), f"{1311 + i // 2}_3077_13", f"{1 + i % 2:02d}"
+        series = {day: chip.image(4, "uint16") for day in ("01", "02", "05", "10", "15", "20", "25", "28")}
+        for day, image in series.items():
+            tif(root / f"planet/10N/10N-122W-40N-L3H-SR/{aoi}/PF-SR/2018-{month}-{day}.tif", image)
+        label = 255 * (chip.truth == np.arange(7)[:, None, None]).astype(np.uint8)
+        label[6, 0, 0] = 255
+        raster = f"labels/{aoi}_10N/Labels/Raster/10N-122W-40N-L3H-SR"
+        tif(root / f"{raster}/10N-122W-40N-L3H-SR-2018_{month}_01.tif", label)
+        days = ("01", "05", "10", "15", "20", "25")
+        out[f"{aoi}_2018_{month}"] = Expected(
+            {"planetscope-3m": np.stack([series[day] for day in days])},
+            chip.truth,
+            {"planetscope-3m": [f"2018-{month}-{day}" for day in days]},
+        )
     return out
