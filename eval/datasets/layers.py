@@ -82,23 +82,27 @@ class Layer(Pixels):
     channels: list[int] | None = None  # the file's bands, from 1, that ``bands`` are; None: the file holds just these
     dates: list[str] | None = None  # what {date} stands for, in order: dates, columns with dates, or words (pre, post)
     frames: int = 1  # dates that one file holds, one after the other with all their bands
-    evenly: int | None = None  # show so many dates, evenly spaced; None: all
+    first: int | None = None  # use the first dates of a sample only
+    evenly: int | None = None  # show so many of them, evenly spaced; None: all
     absent: bool = False  # the file of a date may be missing: its pixels are nodata
     calendar: list[str] | None = None  # the dates that the words in ``dates`` stand for, with {field} as in the path
     axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
 
     def chosen(self, dates: Sequence[T]) -> list[T]:
         """The dates that are shown, out of all of a sample."""
+        dates = dates[: self.first]
         every = range(len(dates)) if self.evenly is None else np.linspace(0, len(dates) - 1, self.evenly).round()
         return [dates[int(i)] for i in every]
 
     def longest(self, rows: pa.Table) -> int:
-        """The largest number of dates of a sample."""
-        if self.evenly or "T" in self.axes:
-            return self.evenly or pc.max(rows["frames"]).as_py()
-        if "{date}" not in self.path:
-            return self.frames
-        return len(self.dates) if self.dates else pc.max(pc.list_value_length(rows["date"])).as_py()
+        """The largest number of dates of a sample that are shown."""
+        if "T" in self.axes:
+            count = pc.max(rows["frames"]).as_py()
+        elif "{date}" not in self.path:
+            count = self.frames
+        else:
+            count = len(self.dates) if self.dates else pc.max(pc.list_value_length(rows["date"])).as_py()
+        return self.evenly or len(range(count)[: self.first])
 
     def files(self, root: Path, values: Mapping[str, Any]) -> list[list[Path]]:
         """The files of every date that is shown: one, or one per band."""

@@ -24,8 +24,9 @@ LAYOUTS = {
     "ai4smallfarms": maps.ai4smallfarms,
     "dynamic_earthnet": series.dynamic_earthnet,
     "five_billion_pixels": maps.five_billion_pixels,
+    "mtbs": series.mtbs,
 }
-TILES = {"spacenet7": pairs.SIDE, "spacenet7_change": pairs.SIDE, "five_billion_pixels": maps.TILE}
+TILES = {"spacenet7": pairs.SIDE, "spacenet7_change": pairs.SIDE, "five_billion_pixels": maps.TILE, "mtbs": 8}
 MAPS = {  # files of maps
     "mados": "Scene_*/10/*_cl_*.tif",
     "pastis_r": "ANNOTATIONS/*.npy",
@@ -38,6 +39,7 @@ MAPS = {  # files of maps
     "ai4smallfarms": "*/masks/*.tif",
     "dynamic_earthnet": "labels/*/*/*/*/*.tif",
     "five_billion_pixels": "Annotation__index/*.png",
+    "mtbs": "mtbs_fires/data/*/labels/*.tif",
 }
 
 

@@ -1,4 +1,4 @@
-"""Layouts of published series: PASTIS-R, multi-temporal crops, BioMassters, South Sudan, DynamicEarthNet."""
+"""Layouts of published series: PASTIS-R, multi-temporal crops, BioMassters, South Sudan, DynamicEarthNet, MTBS."""
 
 import json
 from pathlib import Path
@@ -138,5 +138,23 @@ def dynamic_earthnet(root: Path, count: int, scrambled: bool) -> dict[str, Expec
             {"planetscope-3m": np.stack([series[day] for day in days])},
             chip.truth,
             {"planetscope-3m": [f"2018-{month}-{day}" for day in days]},
+        )
+    return out
+
+
+def mtbs(root: Path, count: int, scrambled: bool) -> dict[str, Expected]:
+    """Four dates per fire as floats in folders of regions, sides that exceed the tile, maps of 0 to 6."""
+    out = {}
+    for i in range(count):
+        chip, region = Chip(i, 6, (9, 10), scrambled), ("Sierra_Nevada_Mountain_Range", "Snake_River_Plain")[i % 2]
+        days = ["20190612", "20190801", "20190920", "20200615"]
+        series = {day: chip.image(6, "float32", 0.04, 0.02) for day in days}
+        for day, image in series.items():
+            tif(root / f"mtbs_fires/data/{region}/images/fire_{i}_{day}.tif", image)
+        tif(root / f"mtbs_fires/data/{region}/labels/fire_{i}.tif", chip.stored(range(6), 6))
+        out[f"{region.lower()}_fire_{i}_r00000c00000"] = Expected(
+            {"sentinel2_l2a-20m": np.stack([series[day][:, :8, :8] for day in days[:3]])},
+            chip.truth[:8, :8],
+            {"sentinel2_l2a-20m": ["2019-06-12", "2019-08-01", "2019-09-20"]},
         )
     return out
