@@ -90,6 +90,11 @@ def files(
     rows = with_label(found, label, ignore or [])
     names = tuple(classes or (sorted({str(value) for value in rows[label].to_pylist()}) if label else ["value"]))
     named = {layer.spec("").key: layer for layer in layers.values()}
+    if len(named) < len(layers):
+        raise ValueError(
+            f"dataset.layers: {len(layers)} layers make only the images {', '.join(named)}: no two may have the same "
+            "sensor and gsd_m; leave one out"
+        )
     chosen = [s.key for s in chosen_specs({key: layer.spec("") for key, layer in named.items()}, images, bands)]
     shown = tuple(stored_as(folder, named[key], rows) for key in chosen)
     splits = {}

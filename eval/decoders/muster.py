@@ -135,8 +135,10 @@ class Muster(Decoder):
         base = in_channels[0] if pyramid else in_channels[0] // 4
         widths = [base * 2**i for i in range(len(in_channels))]
         needed = widths if pyramid else [4 * base] * len(in_channels)
-        if list(in_channels) != needed or len(in_channels) != len(depths):
-            raise ValueError(f"muster needs {len(depths)} levels of {needed} channels, not {list(in_channels)}")
+        if len(in_channels) != len(depths):
+            raise ValueError(f"muster needs {len(depths)} maps of different depths, not {len(in_channels)}")
+        if list(in_channels) != needed:
+            raise ValueError(f"muster needs maps of {needed} channels, not {list(in_channels)}")
         self.neck = nn.Identity() if pyramid else Pyramid(in_channels, widths)
         self.skips = nn.ModuleList(Mlp(dim, int(dim * mlp_ratio)) for dim in widths)
         rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))

@@ -43,6 +43,10 @@ class UNet(Decoder):
         self, in_channels: Sequence[int], outputs: int, *, pyramid: bool = False, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if len(in_channels) < 2:
+            raise ValueError(
+                "unet needs at least 2 maps, of different depths; the model gives one: choose linear, mlp or fcn"
+            )
         self.neck = nn.Identity() if pyramid else Pyramid(in_channels)
         self.up, self.join = nn.ModuleList(), nn.ModuleList()
         dim = in_channels[-1]

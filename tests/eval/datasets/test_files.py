@@ -49,6 +49,11 @@ def test_codes_become_classes_and_ignored_ones_no_label(folder):
         assert split.target(i).dtype == np.int64
 
 
+def test_layers_of_one_image_are_refused(folder):
+    with pytest.raises(ValueError, match="2 layers make only the images sentinel2_l2a-10m"):
+        build_dataset(options(folder, layers={"s2": S2, "again": S2}))
+
+
 def test_values_with_nan_where_there_is_none(folder):
     target = {"path": "masks/{id}.tif", "ignore": [0], "scale": 0.1}
     split = build_dataset(options(folder, kind="regression", classes=["height"], target=target)).splits["train"]

@@ -50,3 +50,8 @@ def test_maps_of_one_size_are_no_pyramid():
     _, decoder = unet()
     with pytest.raises(ValueError, match="each half as large as the one before, not 8x8, 8x8, 8x8, 8x8"):
         decoder([torch.randn(1, dim, 8, 8) for dim in (4, 6, 8, 8)], (8, 8))
+
+
+def test_a_single_map_is_no_pyramid():
+    with pytest.raises(ValueError, match="at least 2 maps"):
+        build_decoder("unet", [4], 2)
