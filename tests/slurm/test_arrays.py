@@ -45,8 +45,7 @@ def test_twelve_cells_one_of_which_crashes(cluster, tmp_path):
         save_export(tmp_path / f"m{seed:02d}.safetensors", encoder, normalisation=normalisation, info={})
     damaged = tmp_path / "m07.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    roots = {root: str(data) for root in ("root", "val_root", "test_root")}
-    evaluation = {"dataset": {"name": "shards", "label": "scene", **roots}, "task": {"name": "knn"}}
+    evaluation = {"dataset": {"name": "shards", "label": "scene", "root": str(data)}, "task": {"name": "knn"}}
     OmegaConf.save(OmegaConf.create(evaluation), tmp_path / "knn.yaml")
     models = ";".join(str(tmp_path / f"m{seed:02d}.safetensors") for seed in range(MODELS))
     words = ["--model-obj", models, "--config-obj", str(tmp_path / "knn.yaml"), "--output-dir", str(tmp_path / "out")]
@@ -66,7 +65,7 @@ def test_six_sources_one_of_which_is_queued_again(cluster, tmp_path):
         (tiles / name).mkdir(parents=True)
         where = {"crs": "EPSG:32633", "transform": from_origin(500000.0, 5000000.0, 10.0, 10.0)}
         with rasterio.open(
-            tiles / name / f"{name}.tif", "w", width=64, height=64, count=1, dtype="float32", nodata=-9999.0, **where
+            tiles / name / f"{name}.tif", "w", width=64, height=64, count=1, dtype="float32", nodata=-32768.0, **where
         ) as raster:
             raster.write(rng.normal(300, 50, (1, 64, 64)).astype(np.float32))
     words = ["--src", str(tiles / "*"), "--out", str(out), "--sensor", "dem", "--chip", "16"]

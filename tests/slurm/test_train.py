@@ -52,9 +52,9 @@ def logs(run: Path) -> str:
     return "\n".join(p.read_text(errors="replace") for p in sorted((run / "slurm").glob("*log*")))
 
 
-def finish(cluster: Cluster, run: Path, job: str) -> None:
+def finish(cluster: Cluster, run: Path, job: str, seconds: float = 400.0) -> None:
     try:
-        wait(lambda: complete(run) and cluster.ended(job), "the run did not end")
+        wait(lambda: complete(run) and cluster.ended(job), "the run did not end", seconds)
     except TimeoutError as error:
         raise AssertionError(logs(run)[-9000:] + cluster.run("scontrol", "show", "job", job, check=False)) from error
 
@@ -183,7 +183,7 @@ def test_a_time_limit(cluster, config, tmp_path):
     """SLURM's limits are whole minutes, and its warning comes up to one minute early."""
     run, many = tmp_path / "limited", "train.steps=2000"
     job = submit(cluster, config, run, "--tasks-per-node=1", "--time=2", "--signal-delay=30", many)
-    finish(cluster, run, job)
+    finish(cluster, run, job, 1500.0)
     expected = run_ranks(alone, 2, str(config), str(tmp_path / "local"), many, timeout=500)[0]
     assert all(torch.equal(weights(run)[k], v) for k, v in expected.items())
     assert "SIGUSR2: saved after step" in logs(run)
