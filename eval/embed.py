@@ -56,7 +56,7 @@ def embed_region(argv: list[str]) -> int:
     if args.batch_pixels < 1:
         raise ValueError(f"--batch-pixels {args.batch_pixels} must be at least 1")
     model, folders = load_model(args.model_obj), tile_folders(args.input)
-    dims = args.dims or model.encoder.embed_dim
+    dims = model.encoder.embed_dim if args.dims is None else args.dims
     if not 0 < dims <= model.encoder.embed_dim:
         raise ValueError(f"--dims {dims}: {model.name} has {model.encoder.embed_dim} dimensions")
     job = Job(args.model_obj, model.digest, args.precision, args.batch_pixels, dims, args.output)
@@ -90,8 +90,8 @@ def assemble(job: Job, folders: list[Path], path: Path, name: str) -> None:
 
 def accuracy(job: Job, folders: list[Path]) -> str:
     """How far the stored embeddings are from those computed, over all tiles."""
-    reports = [json.loads(job.part(folder, "report").read_text()) for folder in folders]
-    total = {key: sum(report[key] for report in reports) for key in reports[0]}
+    totals = [json.loads(job.part(folder, "report").read_text())["total"] for folder in folders]
+    total = {key: sum(one[key] for one in totals) for key in totals[0]}
     error = (total["error"] / max(total["power"], 1e-30)) ** 0.5
     return (
         f"{total['pixels']:.0f} pixels as {job.precision}, relative error {error:.2e}, "

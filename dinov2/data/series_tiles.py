@@ -11,6 +11,7 @@ use, and ``tile.json``, written last: full dates, bands, units, the place, and w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import rasterio
 
 from dinov2.data.sample import ImageSpec
 from dinov2.data.series import Observed
@@ -83,6 +85,14 @@ class Tile:
             flat = stored.reshape(len(stored), -1, stored.shape[-1])  # [T, P, C]
             observed.append(Observed(flat, layer.spec, layer.dates, clear))
         return observed
+
+    def inside(self) -> np.ndarray:
+        """bool ``[H, W]``: the pixels of the region, which ``roi.tiff`` tells; ValueError where its size is another."""
+        with rasterio.open(self.folder / "roi.tiff") as raster:
+            inside: np.ndarray = raster.read(1) > 0
+        if inside.shape != self.shape:
+            raise ValueError(f"{self.folder}/roi.tiff has {inside.shape} pixels, the tile {self.shape}")
+        return inside
 
     def array(self, name: str) -> np.ndarray:
         """One array of the tile, mapped, not read; ValueError where it is absent, damaged or of another shape."""
@@ -164,6 +174,20 @@ def open_tile(folder: Path) -> Tile:
         raise ValueError(f"{path} has format {raw.get('format')!r}; this program reads {FORMAT!r}")
     layers = {n: Layer(ImageSpec.from_dict(v["spec"]), tuple(v["dates"])) for n, v in raw["layers"].items()}
     return Tile(folder, tuple(raw["corners"]), raw["crs"], tuple(raw["transform"]), layers, raw["provenance"])
+
+
+def fingerprint(folder: Path) -> str:
+    """Digest of a tile's description and of its files' names, sizes and times of modification.
+
+    Tiles of other regions and years have the same names. A folder that is not finished has a digest too.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        found = path.stat()
+        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+        if path.name == INFO:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def tile_folders(root: Path) -> list[Path]:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
 import torch
 
 from dinov2.cli import USER_ERRORS, one_line
-from dinov2.data.series_tiles import Tile, open_tile
+from dinov2.data.series_tiles import Tile, fingerprint, open_tile
 from dinov2.files import atomic, write_atomic
 from eval.series.encode import embed
 from eval.series.models import load_model
@@ -50,8 +49,9 @@ class Job:
         return hashlib.sha256(b"".join(self.part(tile, "report").read_bytes() for tile in tiles)).hexdigest()[:12]
 
     def done(self, tile: Path) -> bool:
-        """Whether the tile's result is complete: its report is written last."""
-        return self.part(tile, "report").is_file()
+        """Whether the result is complete (its report is written last) and of this very tile: names repeat."""
+        path = self.part(tile, "report")
+        return path.is_file() and json.loads(path.read_text()).get("tile") == fingerprint(tile)
 
 
 class Result(NamedTuple):
@@ -105,13 +105,10 @@ class Worker:
     def embed(self, tile: Tile) -> Mapping[str, float]:
         """Embed a tile block by block into its parts."""
         job, (height, width) = self.job, tile.shape
+        made_of, inside = fingerprint(tile.folder), tile.inside()  # before the numbers are read
         rows = max(1, AT_ONCE // width)
         total: Counter[str] = Counter()
         blocks: dict[str, list[np.ndarray]] = {}
-        with rasterio.open(tile.folder / "roi.tiff") as raster:
-            inside = raster.read(1) > 0  # [H, W]
-        if inside.shape != tile.shape:
-            raise ValueError(f"{tile.folder}/roi.tiff has {inside.shape} pixels, the tile {tile.shape}")
         for first in range(0, height, rows):
             last = min(first + rows, height)
             x = embed(self.model, tile.block(first, last), job.batch, self.device, str(tile.folder))[:, : job.dims]
@@ -122,10 +119,11 @@ class Worker:
         if not total["pixels"]:
             raise ValueError(f"{tile.folder}: no pixel of the region was ever observed (no clear date)")
         job.part(tile.folder).parent.mkdir(parents=True, exist_ok=True)
+        job.part(tile.folder, "report").unlink(missing_ok=True)  # an older one would vouch for half of these
         for kind, parts in blocks.items():
             with atomic(job.part(tile.folder, kind)) as file:
                 np.save(file, np.concatenate(parts))
-        write_atomic(job.part(tile.folder, "report"), json.dumps(total))
+        write_atomic(job.part(tile.folder, "report"), json.dumps({"tile": made_of, "total": total}))
         return total
 
 

@@ -180,6 +180,22 @@ def test_another_job_in_the_same_folder_is_refused(world, whole):
         run(world, f"tiles{SIDE}", whole.parent, "--precision", "int8")
 
 
+def test_tiles_of_another_year_in_the_same_folder_are_embedded_anew(world, whole, tmp_path):
+    """The names of the tiles are the same, and so are their sizes."""
+    tiles = tmp_path / "tiles"
+    shutil.copytree(world / "tiles50" / "0_0_50_50", tiles / "0_0_50_50")
+    assert run(world, str(tiles), tmp_path / "out") == 0
+    assert np.array_equal(read(tmp_path / "out" / "embedding.tif"), read(whole)[:, :50, :50], equal_nan=True)
+    info, bands = tiles / "0_0_50_50" / "tile.json", tiles / "0_0_50_50" / "bands.npy"
+    info.write_text(info.read_text().replace("2022-", "2023-").replace("2021-", "2022-"))
+    np.save(bands, np.load(bands)[::-1])
+    for out in ("out", "fresh"):
+        assert run(world, str(tiles), tmp_path / out) == 0
+    image = read(tmp_path / "out" / "embedding.tif")
+    assert np.array_equal(image, read(tmp_path / "fresh" / "embedding.tif"), equal_nan=True)
+    assert not np.array_equal(image, read(whole)[:, :50, :50], equal_nan=True)
+
+
 def test_bands_unlike_the_encoders_are_refused_by_name(world, tmp_path, capsys):
     tiny_series.encoder(tmp_path / "run", inputs={"s2": ["sentinel2_l2a", "B04", "B8A"], "s1": ["sentinel1_rtc", "VV"]})
     words = ["--model-obj", str(tmp_path / "run"), "--input", str(world / "tiles50" / "0_0_50_50")]
@@ -194,7 +210,8 @@ def test_devices():
 
 
 @pytest.mark.parametrize(
-    "options, message", [(["--dims", "9"], "has 6 dimensions"), (["--batch-pixels", "0"], "at least 1")]
+    "options, message",
+    [(["--dims", "9"], "has 6 dimensions"), (["--dims", "0"], "has 6 dim"), (["--batch-pixels", "0"], "at least 1")],
 )
 def test_options_that_cannot_be(world, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
