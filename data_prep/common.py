@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +86,31 @@ class Work:
     writer: ShardWriter
     refine: Refine
     per_shard: int  # items
-    may_refuse: bool
+    max_refused: float  # share of the items
 
     def __len__(self) -> int:
         return -(-len(self.plan.items) // self.per_shard)
 
     def shard(self, number: int) -> Summary:
         """Write shard ``number``, unless it is complete already."""
-        summary = Summary()
         if self.writer.complete(number):
-            return Summary(kept_shards=1)
-        before = READ.bytes
-        self.writer.write(number, self._samples(number, summary))
+            return replace(self.noted(number), written=0, kept_shards=1)
+        summary, before = Summary(), READ.bytes
+        notes = {"skipped": summary.skipped, "refused": summary.refused}
+        self.writer.write(number, self._samples(number, summary), notes)
         return Summary(**{**vars(summary), "bytes_in": READ.bytes - before, "bytes_out": self._size(number)})
+
+    def noted(self, number: int) -> Summary:
+        """What happened to the items of a complete shard, whoever wrote it."""
+        row = self.writer.row(number)
+        notes = row.get("notes", {})  # shards that an earlier version wrote have none
+        return Summary(row["samples"], skipped=Counter(notes.get("skipped")), refused=notes.get("refused", []))
+
+    def check_refused(self, summary: Summary) -> None:
+        """ValueError where more items are refused than may be."""
+        if len(summary.refused) > self.max_refused * len(self.plan.items):
+            count = f"{len(summary.refused)} of {len(self.plan.items)} items are refused"
+            raise ValueError(f"{count}, more than --max-refused {self.max_refused:g} allows: {summary.refused[0]}")
 
     def _samples(self, number: int, summary: Summary) -> Iterator[Sample]:
         for item in self.plan.items[number * self.per_shard : (number + 1) * self.per_shard]:
@@ -106,7 +118,7 @@ class Work:
                 made = self.plan.make(item)
                 results = [made] if isinstance(made, Skip) else list(self.refine(made))
             except Refused as error:
-                if not self.may_refuse:
+                if not self.max_refused:
                     raise ValueError(f"{error} (--max-refused 0.01 goes on without up to 1 % of the items)") from error
                 summary.refused.append(str(error))
                 continue
@@ -145,18 +157,21 @@ def write(
     # part of the recipe: a longer run must not adopt the last, shorter shard of an earlier one
     provenance = {**plan.provenance, "items": len(plan.items), "samples_per_shard": samples_per_shard}
     writer = ShardWriter(out, compression, plan.labels, provenance, plan.licence)
-    work = Work(plan, writer, refine or _as_made, per_shard, max_refused > 0)
+    work = Work(plan, writer, refine or _as_made, per_shard, max_refused)
     total, numbers = Summary(skipped=Counter(plan.filtered)), range(part[0], len(work), part[1])
     with Meter("shards", len(numbers), "samples") as meter:
         for _, done in each(Work.shard, work, numbers, workers):
             total.add(done)
             meter.advance(done.written)
-            if len(total.refused) > max_refused * len(plan.items):
-                raise ValueError(f"{len(total.refused)} of {len(plan.items)} items are refused: {total.refused[0]}")
+            work.check_refused(total)
     if not all(writer.complete(number) for number in range(len(work))):
         return None, total
-    if not total.written and not total.kept_shards:
-        raise ValueError(f"no sample is left: {total}")
+    whole = Summary(skipped=Counter(plan.filtered))  # of all parts and runs
+    for number in range(len(work)):
+        whole.add(work.noted(number))
+    work.check_refused(whole)
+    if not whole.written:
+        raise ValueError(f"no sample is left: {whole}")
     shards = writer.finish(len(work))
     footprints.write(out, workers)
     return shards, total

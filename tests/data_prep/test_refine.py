@@ -160,8 +160,38 @@ def test_damaged_items_stop_a_run_or_are_counted(tmp_path):
         write(Plan(range(4), make, {}, {}), tmp_path / "a", **options)
     shards, summary = write(Plan(range(4), make, {}, {}), tmp_path / "b", **options, max_refused=0.25)
     assert len(shards) == 3 and "1 refused, the first: file1.tif is damaged" in str(summary)
-    with pytest.raises(ValueError, match="1 of 4 items are refused: file1.tif is damaged"):
-        write(Plan(range(4), make, {}, {}), tmp_path / "c", **options, max_refused=0.2)
+    sentence = "1 of 4 items are refused, more than --max-refused 0.2 allows: file1.tif is damaged"
+    for _ in range(2):  # the shard of a run that was stopped is kept, and so is what was refused
+        with pytest.raises(ValueError, match=sentence):
+            write(Plan(range(4), make, {}, {}), tmp_path / "c", **options, max_refused=0.2)
+    with pytest.raises(ValueError, match="1 of 4 items are refused, more than --max-refused 0 allows"):
+        write(Plan(range(4), make, {}, {}), tmp_path / "b", **options)
+    again = write(Plan(range(4), make, {}, {}), tmp_path / "b", **options, max_refused=0.25)[1]
+    assert "0 samples written; 1 refused, the first: file1.tif is damaged; 2 shards kept" in str(again)
+
+
+def test_refusals_are_counted_over_all_parts_of_a_job_array(tmp_path):
+    def make(i: int) -> Sample | Skip:
+        if i in (1, 2):
+            raise Refused(f"file{i}.tif is damaged")
+        return Skip("cloudy") if i == 3 else cell(f"c{i}", origin=(500_000 + 1000 * i, 4_000_000))
+
+    plan, options = Plan(range(4), make, {}, {}), {"samples_per_shard": 2, "compression": None, "workers": 1}
+    assert write(plan, tmp_path, **options, part=(1, 2), max_refused=0.25)[0] is None  # one of its own
+    with pytest.raises(ValueError, match="2 of 4 items are refused, more than --max-refused 0.25 allows"):
+        write(plan, tmp_path, **options, part=(0, 2), max_refused=0.25)
+    assert len(write(plan, tmp_path, **options, part=(0, 2), max_refused=0.5)[0]) == 1
+
+
+@pytest.mark.parametrize("items", [2, 4])
+def test_the_last_part_of_a_job_array_may_be_left_with_nothing(tmp_path, items):
+    def make(i: int) -> Sample | Skip:
+        return cell(f"c{i}", origin=(500_000 + 1000 * i, 4_000_000)) if i < 2 else Skip("cloudy")
+
+    plan, options = Plan(range(items), make, {}, {}), {"samples_per_shard": 2, "compression": None, "workers": 1}
+    write(plan, tmp_path, **options, part=(0, 2))
+    shards, summary = write(plan, tmp_path, **options, part=(1, 2))  # no shard; or one whose items are all skipped
+    assert len(shards) == 2 and summary.written == 0 and summary.skipped == ({"cloudy": 2} if items > 2 else {})
 
 
 def test_parts_of_a_job_array_make_one_set(tmp_path, capsys):

@@ -63,12 +63,11 @@ class ShardWriter:
     def complete(self, number: int) -> bool:
         """Whether a finished shard is there; ValueError where it belongs to another set."""
         path = self.path(number)
-        fragment = path.with_suffix(".json")
-        if not fragment.exists():
+        if not path.with_suffix(".json").exists():
             if path.exists() and path.with_name(INDEX).exists():  # somebody's finished set, fetched without fragments
                 raise ValueError(f"{path} belongs to a finished set: choose another output folder or delete this one")
             return False
-        row = json.loads(fragment.read_text())
+        row = self.row(number)
         if row["recipe"] != self.recipe:
             raise ValueError(
                 f"{path} was written with other settings (source files, seed, labels, compression, ...): "
@@ -77,9 +76,10 @@ class ShardWriter:
         files = {path: row["bytes"], path.with_suffix(".idx"): row["sidecar_bytes"]}
         return all(file.exists() and file.stat().st_size == size for file, size in files.items())
 
-    def write(self, number: int, samples: Iterable[Sample]) -> None:
+    def write(self, number: int, samples: Iterable[Sample], notes: Mapping[str, Any] | None = None) -> None:
         """Write shard ``number``; a complete one is kept, and then ``samples`` is not touched.
 
+        ``notes`` (JSON values, looked at after the last sample) are kept in the shard's :meth:`row`.
         ValueError for a key that comes twice, an image whose spec changes, or a non-finite pixel.
         """
         if self.complete(number):
@@ -96,8 +96,13 @@ class ShardWriter:
         with atomic(path.with_suffix(".idx")) as file:
             file.write(sidecar)
         row = {"name": path.name, "sidecar_bytes": len(sidecar), "recipe": self.recipe, **contents.summary()}
+        row["notes"] = notes or {}
         with atomic(path.with_suffix(".json")) as file:
             file.write(json.dumps(row, sort_keys=True).encode())
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The shard's row of the index, with its recipe, specs, statistics and ``notes``."""
+        return json.loads(self.path(number).with_suffix(".json").read_text())
 
     def keys(self, number: int) -> list[str]:
         """Keys of a complete shard."""
@@ -113,7 +118,7 @@ class ShardWriter:
                 f"{self.path(shards)} is left over from a longer run, this one has {shards} shards: "
                 "delete the folder or choose another"
             )
-        rows = [json.loads(self.path(n).with_suffix(".json").read_text()) for n in range(shards)]
+        rows = [self.row(n) for n in range(shards)]
         if not any(row["samples"] for row in rows):
             raise ValueError(f"{self.out}: there is no sample to write")
         images: dict[str, dict[str, Any]] = {}
