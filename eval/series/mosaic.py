@@ -177,10 +177,10 @@ def embedding_names(bands: int) -> list[str]:
 def write_embedding(
     path: Path, values: Sequence[Piece], scales: Sequence[Piece], grid: Grid, precision: str, tags: Mapping[str, str]
 ) -> None:
-    """The embedding map, and for 8-bit codes ``<name>_scale.tif`` beside it."""
+    """The embedding map, and before it for 8-bit codes ``<name>_scale.tif``: where the map is, both are."""
     bands = values[0].array.shape[2]
     tags = {**tags, "precision": precision}
-    write_cog(path, values, grid, storage=STORAGE[precision], names=embedding_names(bands), tags=tags)
     if scales:
         beside = path.with_name(f"{path.stem}_scale.tif")
         write_cog(beside, scales, grid, storage=STORAGE["float32"], names=["value of one step of a code"], tags=tags)
+    write_cog(path, values, grid, storage=STORAGE[precision], names=embedding_names(bands), tags=tags)

@@ -175,6 +175,16 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(world, whole, tmp
     assert (tmp_path / "out" / "embedding.tif").stat().st_mtime_ns == written
 
 
+def test_what_stops_between_codes_and_scales_is_made_good(world, tmp_path):
+    words = (world, "tiles50/0_0_50_50", tmp_path, "--precision", "int8")
+    (tmp_path / "embedding.tif").mkdir()  # so that the map cannot take its place
+    with pytest.raises(OSError):
+        run(*words)
+    assert (tmp_path / "embedding_scale.tif").is_file()
+    (tmp_path / "embedding.tif").rmdir()
+    assert run(*words) == 0 and (tmp_path / "embedding.tif").is_file()
+
+
 def test_another_job_in_the_same_folder_is_refused(world, whole):
     with pytest.raises(ValueError, match="holds results of another job .precision float32 -> int8."):
         run(world, f"tiles{SIDE}", whole.parent, "--precision", "int8")
