@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from data_prep.timeseries.region import Region, read_region
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 def fetch(args: argparse.Namespace) -> int:
     """Tiles of a region from a catalogue."""
     from data_prep.timeseries.catalogue import Catalogue, optical_scenes, radar_scenes  # an optional extra
-    from data_prep.timeseries.cubes import Builder, Recipe, each_tile
+    from data_prep.timeseries.cubes import Builder, Recipe, claim, each_tile
 
     if not (args.s2_start and args.s2_end) or args.s2_start > args.s2_end:
         raise ValueError("--roi needs --s2-start and --s2-end, in this order")
@@ -98,11 +99,11 @@ def fetch(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     provenance = {
-        "catalogue": catalogue.url, "optical": catalogue.optical.name, "cloud": args.cloud, "tile": args.tile,
-        "radar": catalogue.radar.name if catalogue.radar else None, "s2": [args.s2_start, args.s2_end], "s1": s1,
+        "catalogue": catalogue.url, "optical": asdict(catalogue.optical), "cloud": args.cloud, "tile": args.tile,
+        "radar": catalogue.radar and asdict(catalogue.radar), "s2": [args.s2_start, args.s2_end], "s1": s1,
     }  # fmt: skip
     builder = Builder(args.out, region, catalogue, recipe, provenance, args.workers)
-    builder.claim()
+    claim(args.out, builder.provenance)
     return report(each_tile(tiles, lambda corners: builder.tile(corners, scenes)), args.out)
 
 

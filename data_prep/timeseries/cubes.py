@@ -38,8 +38,17 @@ class Recipe:
     convention: str  # of radar
 
 
+def claim(out: Path, provenance: Mapping[str, Any]) -> None:
+    """Make the folder of these tiles; ValueError where it holds something of tiles made otherwise."""
+    path, mine = out / RECIPE, json.loads(json.dumps(provenance))
+    if path.is_file() and (other := json.loads(path.read_text())) != mine and any(out.glob("*/*")):
+        differing = ", ".join(k for k in sorted(mine.keys() | other.keys()) if mine.get(k) != other.get(k))
+        raise ValueError(f"{out} holds tiles made with another {differing}: choose another --out or remove it")
+    write_atomic(path, json.dumps(mine))
+
+
 class Builder:
-    """Writes tiles of a region; ``provenance`` says where the scenes come from."""
+    """Writes tiles of a region to ``out``; ``provenance`` says where the scenes come from."""
 
     def __init__(
         self,
@@ -51,26 +60,18 @@ class Builder:
         workers: int,
     ) -> None:
         self.out, self.region, self.catalogue, self.recipe = out, region, catalogue, recipe
-        self.provenance, self.workers = {**provenance, **vars(recipe)}, workers
-
-    def claim(self) -> None:
-        """Make ``out`` this recipe's; ValueError where it holds tiles of another."""
-        path, mine = self.out / RECIPE, json.loads(json.dumps(self.provenance))
-        if path.is_file() and (other := json.loads(path.read_text())) != mine:
-            differing = ", ".join(k for k in sorted(mine.keys() | other.keys()) if mine.get(k) != other.get(k))
-            raise ValueError(f"{self.out} holds tiles made with another {differing}: choose another --out or remove it")
-        write_atomic(path, json.dumps(mine))
+        self.provenance, self.workers = {**provenance, **vars(recipe), **region.identity()}, workers
 
     def tile(self, corners: Corners, scenes: Sequence[Scene]) -> str | None:
         """Make one tile; None, or why it failed. What was read is kept, a complete tile is not touched."""
         folder = self.out / name_of(corners)
-        if (folder / INFO).is_file():
-            return None
-        try:
-            self._write(folder, corners, scenes)
-        except USER_ERRORS as error:
-            return one_line(error)
-        shutil.rmtree(folder / "dates")
+        if not (folder / INFO).is_file():
+            try:
+                self._write(folder, corners, scenes)
+            except USER_ERRORS as error:
+                return one_line(error)
+        if (folder / "dates").is_dir():
+            shutil.rmtree(folder / "dates")
         return None
 
     def _write(self, folder: Path, corners: Corners, scenes: Sequence[Scene]) -> None:

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from data_prep.inspection import offset_to_remove
 from data_prep.rasters import same_place
-from data_prep.timeseries.cubes import each_tile, write_roi
+from data_prep.timeseries.cubes import claim, each_tile, write_roi
 from data_prep.timeseries.region import Region
 from data_prep.timeseries.units import decibels, optical_spec, radar_spec, to_stored, without_offset
 from dinov2.cli import USER_ERRORS, one_line
@@ -39,6 +39,7 @@ from dinov2.sensors import SENSORS
 
 DATE = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})")
 SENSOR = "sentinel2_l2a"
+OPTIONS = ("bands", "resolution", "tile", "s2_offset", "s1_scale", "s1_unit", "first_date")  # that change the tiles
 
 
 def run(args: argparse.Namespace) -> list[str]:
@@ -53,8 +54,14 @@ def run(args: argparse.Namespace) -> list[str]:
     if folders:
         if args.first_date is None:
             raise ValueError("d-pixel tiles hold days of the year only: give --first-date of their first date")
+        claim(args.out, recipe(args))
         return each_tile([corners_of(f) for f in folders], partial(d_pixel, src=args.src, args=args))
     return write_cube(stack(args), args)
+
+
+def recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """What makes tiles other tiles, as JSON values."""
+    return {"src": str(args.src.resolve()), **{name: getattr(args, name) for name in OPTIONS}}
 
 
 # ---- d-pixel folders
@@ -148,6 +155,7 @@ class Cube:
 
 def write_cube(cube: Cube, args: argparse.Namespace) -> list[str]:
     """Cut a cube into tiles."""
+    claim(args.out, recipe(args) | cube.region.identity() | {"dates": {n: v.dates for n, v in cube.layers.items()}})
 
     def tile(corners: Corners) -> str | None:
         folder, (left, top, right, bottom) = args.out / name_of(corners), corners

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -29,6 +31,11 @@ class Region:
     crs: str
     transform: Affine
     inside: np.ndarray
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other regions, as JSON values: reference system, transform, and which pixels."""
+        pixels = hashlib.sha256(np.packbits(self.inside).tobytes()).hexdigest()[:12]
+        return {"crs": self.crs, "transform": self.transform[:6], "shape": self.inside.shape, "inside": pixels}
 
     def tiles(self, size: int) -> Iterator[Corners]:
         """Tiles of at most ``size`` pixels that hold a pixel of the region, row by row."""

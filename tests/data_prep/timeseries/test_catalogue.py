@@ -248,6 +248,18 @@ def test_another_recipe_in_the_same_folder_is_refused(archive, roi, tmp_path):
         assert prepare(tmp_path, server, roi) == 0
         with pytest.raises(ValueError, match="holds tiles made with another cloudy"):
             prepare(tmp_path, server, roi, "--cloudy", "8,9")
+        leftover = tmp_path / "tiles" / "0_0_44_36" / "dates"  # of a run that was killed after its last tile
+        leftover.mkdir()
+        assert prepare(tmp_path, server, roi) == 0 and not leftover.exists()
+        smaller = write_roi(tmp_path / "smaller.geojson", shapely.box(*shapely.from_geojson(roi.read_text()).bounds))
+        with pytest.raises(ValueError, match="holds tiles made with another inside"):
+            prepare(tmp_path, server, smaller)
+        with pytest.raises(ValueError, match="holds tiles made with another crs, inside, shape, transform"):
+            prepare(tmp_path, server, roi, "--crs", ZONE32)
+        (tmp_path / "other").mkdir()
+        swapped = {"collection": "s1", "assets": {"VV": "vh", "VH": "vv"}}
+        with pytest.raises(ValueError, match="holds tiles made with another radar"):
+            prepare(tmp_path, server, roi, "--catalogue", catalogue(tmp_path / "other", server.url, radar=swapped))
 
 
 def write_roi(path: Path, shape) -> Path:

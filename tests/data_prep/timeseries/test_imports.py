@@ -125,6 +125,9 @@ def test_geotiff_stacks_are_read_by_band_name(region, tmp_path):
     assert found.layers["bands"].dates == tiny_series.OPTICAL_DATES
     for name in ("bands", "masks", "sar_ascending"):
         assert np.array_equal(found.array(name), arrays[name][:, :20, 20:]), name
+    for other, named in ((["--tile", "30"], "tile"), (["--s2-offset", "remove"], "s2_offset")):
+        with pytest.raises(ValueError, match=f"holds tiles made with another {named}: choose"):
+            main([*words, "--bands", "B02,B04,B08", "--s2-offset", "none", *other])
 
 
 def test_stacks_without_masks_and_on_other_grids_are_one_sentence(region, tmp_path, capsys):
