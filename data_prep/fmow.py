@@ -61,6 +61,10 @@ class Image:
         """Name of the JSON file of a kind."""
         return f"{self.folder}/{self.stem}_{kind}.json"
 
+    def picture(self, kind: str, suffix: str) -> str:
+        """Name of the picture of a kind."""
+        return f"{self.folder}/{self.stem}_{kind}{suffix}"
+
 
 @dataclass(frozen=True)
 class Images:
@@ -75,7 +79,7 @@ class Images:
         about = {kind: json.loads(self.store.read(item.json(kind))) for kind in item.kinds}
         found, times, sizes = {}, {}, {}
         for kind in item.kinds:
-            name = f"{item.folder}/{item.stem}_{kind}{self.suffixes[kind]}"
+            name = item.picture(kind, self.suffixes[kind])
             raster = decode(self.store.read(name), self.store.path(name))
             described = self._described(kind, about[kind], raster)
             if isinstance(described, Skip):
@@ -172,10 +176,10 @@ def plan(args: argparse.Namespace) -> Plan:
     """Every image that passes the filters."""
     store, filters, splits = Store.at(args.src), refine.Filters.of(args), args.splits.split(",")
     sentinel = Store.at(args.sentinel) if args.sentinel else None
-    places: dict[tuple[str, str], list[fmow_sentinel.Chip]] = {}
+    places: dict[tuple[str, ...], list[fmow_sentinel.Chip]] = {}  # every split numbers its places from 0
     for chip in chips(sentinel, splits) if sentinel else ():
-        places.setdefault((chip.category, chip.location), []).append(chip)
-    items, files = [], []
+        places.setdefault((chip.split, chip.category, chip.location), []).append(chip)
+    items: list[Image] = []
     for (split, stem), by_kind in listed(store, splits).items():
         kinds = tuple(k for k in ("rgb", "msrgb", "ms") if k in by_kind and not (k == "msrgb" and "rgb" in by_kind))
         about = json.loads(store.read(by_kind[kinds[0]]))
@@ -183,14 +187,15 @@ def plan(args: argparse.Namespace) -> Plan:
         if not filters.passes(box=box, date=day, cloud=about.get("cloud_cover")):
             continue
         category, location, number = stem.rsplit("_", 2)
-        near = places.get((category, location))
+        near = places.get((split, category, location))
         best = nearest(near, number, day) if near else None
         items.append(Image(split, by_kind[kinds[0]].rsplit("/", 1)[0], stem, category, kinds, best))
-        files += [by_kind[kind] for kind in kinds]
         if len(items) == filters.limit:
             break
     pictures = store.files((".tif", ".jpg"), splits[0])
     suffixes = {k: ".tif" if any(p.endswith(f"_{k}.tif") for p in pictures) else ".jpg" for k in ("rgb", "ms", "msrgb")}
-    provenance = {"source": "fmow", "files": store.fingerprint(files), "sentinel": bool(sentinel), "splits": splits}
-    provenance |= filters.provenance()
+    names = (name for i in items for k in i.kinds for name in (i.json(k), i.picture(k, suffixes[k])))
+    provenance = {"source": "fmow", "files": store.fingerprint(names), "splits": splits, **filters.provenance()}
+    if sentinel:
+        provenance["sentinel"] = sentinel.fingerprint(i.sentinel.file for i in items if i.sentinel)
     return Plan(items, Images(store, sentinel, suffixes), LABELS, provenance, filtered=filters.refused)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,19 @@ class Tile:
     row: int
     scenes: Mapping[str, Sequence[tuple[str, str]]]
 
+    @property
+    def place(self) -> str:
+        """Column and row, as files and folders are called."""
+        return f"{self.column}_{self.row}"
+
+    def picture(self, product: str, scene: str, folder: str) -> str:
+        """Name of the file of a band."""
+        return f"{product}/{scene}/{folder}/{self.place}.png"
+
+    def label(self, name: str) -> str:
+        """Name of the file of a label."""
+        return f"static/{self.place}/{name}.png"
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -86,20 +99,21 @@ class Tiles:
         for product, scenes in tile.scenes.items():
             dates = [self._scene(product, scene, tile) for scene, _ in scenes]
             if len({tuple((key, stored.shape) for key, (_, stored) in date.items()) for date in dates}) > 1:
-                raise Refused(f"{product}, tile {tile.column}_{tile.row}: scenes differ in the sizes of their bands")
+                raise Refused(f"{product}, tile {tile.place}: scenes differ in the sizes of their bands")
             for key, (spec, _) in dates[0].items():
                 images[key], specs[key] = np.stack([date[key][1] for date in dates]), spec
                 times[key] = [day for _, day in scenes]
-        place, footprint = f"{tile.column}_{tile.row}", bounds(tile.column, tile.row)
-        labels = {n: self._label(n, place, images) for n in LABELS if self.store.exists(f"static/{place}")}
-        return Sample(slug(f"tile_{place}"), images, specs, times, footprint, "EPSG:3857", labels, {"tile": place})
+        labelled, footprint = self.store.exists(f"static/{tile.place}"), bounds(tile.column, tile.row)
+        labels = {name: self._label(tile.label(name), images) for name in LABELS} if labelled else {}
+        key, meta = slug(f"tile_{tile.place}"), {"tile": tile.place}
+        return Sample(key, images, specs, times, footprint, "EPSG:3857", labels, meta)
 
     def _scene(self, product: str, scene: str, tile: Tile) -> dict[str, tuple[ImageSpec, np.ndarray]]:
         """Image key -> what it is and its pixels ``[C, h, w]``, bands of one sensor and size together."""
         groups: dict[tuple[str, int], list[tuple[tuple[str, ...], np.ndarray]]] = {}
         about: dict[str, tuple[str, float, float | None]] = {}
         for folder, sensor, names, unit, scale, nodata in BANDS[product]:
-            name = f"{product}/{scene}/{folder}/{tile.column}_{tile.row}.png"
+            name = tile.picture(product, scene, folder)
             stored = decode(self.store.read(name), self.store.path(name)).pixels
             if len(stored) != len(names) or stored.dtype != np.uint8:
                 found = f"{len(stored)} bands of {stored.dtype}"
@@ -114,9 +128,8 @@ class Tiles:
             out[spec.key] = (spec, np.concatenate([stored for _, stored in bands]))
         return out
 
-    def _label(self, name: str, place: str, images: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _label(self, path: str, images: Mapping[str, np.ndarray]) -> np.ndarray:
         """A static map; its absence means that nothing of it is in the tile."""
-        path = f"static/{place}/{name}.png"
         if not self.store.exists(path):
             finest = max((image.shape[-2:] for image in images.values()), key=lambda shape: shape[0])
             return np.zeros(finest, np.uint8)
@@ -144,6 +157,14 @@ def tiles(store: Store, products: Sequence[str], split: str | None, filters: ref
     return [Tile(*place, own) for place, own in sorted(ordered.items())]
 
 
+def files(store: Store, items: Sequence[Tile]) -> Iterator[str]:
+    """Names of all files that the tiles are made of."""
+    for tile in items:
+        for product, scenes in tile.scenes.items():
+            yield from (tile.picture(product, scene, band[0]) for scene, _ in scenes for band in BANDS[product])
+        yield from filter(store.exists, map(tile.label, LABELS))
+
+
 def plan(args: argparse.Namespace) -> Plan:
     """Every tile that has an image."""
     store, filters = Store.at(args.src), refine.Filters.of(args)
@@ -151,6 +172,6 @@ def plan(args: argparse.Namespace) -> Plan:
     if unknown := [p for p in products if p not in BANDS]:
         raise ValueError(f"--products {unknown[0]}: known are {', '.join(BANDS)}")
     items = tiles(store, products, args.split, filters)[: filters.limit]
-    provenance = {"source": "satlas", "files": store.fingerprint([GOOD, TIMES]), "products": products}
+    provenance = {"source": "satlas", "files": store.fingerprint(files(store, items)), "products": products}
     provenance |= {"split": args.split, **filters.provenance()}
     return Plan(items, Tiles(store), LABELS, provenance, LICENCE, filters.refused)

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,25 @@ def test_sentinel_is_joined_by_place_and_time(tmp_path):
         shapes = [i.shape[1:] for i in sample.images.values()]
         low = min(shapes)
         assert all(h % low[0] == 0 and w % low[1] == 0 for h, w in shapes)
+
+
+def test_sentinel_is_of_the_same_split(tmp_path):
+    """Every split numbers its places from 0: airport_0 of val is another one."""
+    src, other = full(tmp_path / "src", IMAGES[:1]), sentinel(tmp_path / "sentinel")
+    shutil.copytree(src / "train", src / "val")
+    write(other / "val.csv", b"category,location_id,image_id,timestamp\n")
+    train, val = prepared("fmow", src, tmp_path / "out", "--sentinel", str(other))
+    assert "sentinel2_l1c-10m" in train.images and val.meta["split"] == "val" and set(val.images) < set(train.images)
+
+
+@pytest.mark.parametrize("name", ["src/{}/airport_0_0_rgb.tif", "sentinel/{}/airport_0_100.tif"])
+def test_a_set_is_not_continued_from_other_pictures(tmp_path, name):
+    src, other = full(tmp_path / "src", IMAGES[:1]), sentinel(tmp_path / "sentinel")
+    words = ["--splits", "train", "--sentinel", str(other)]
+    prepared("fmow", src, tmp_path / "out", *words)
+    os.utime(tmp_path / name.format("train/airport/airport_0"), (0, 0))
+    with pytest.raises(ValueError, match="was written with other settings .source files"):
+        main(["fmow", "--src", str(src), "--out", str(tmp_path / "out"), *words])
 
 
 def test_trimming_is_about_the_centre_and_small():

@@ -90,6 +90,14 @@ def test_lists_products_and_dates(src, tmp_path):
     assert np.array_equal(chips[2].images["sentinel2_l1c-160m"][0, 3], want)
 
 
+@pytest.mark.parametrize("name", ["sentinel2/S2A_1/b05/4300_2900.png", "static/4300_2900/land_cover.png"])
+def test_a_set_is_not_continued_from_other_pictures(src, tmp_path, name):
+    prepared("satlas", src, tmp_path / "out")
+    write(src / name, png(np.ones((1, SIZE, SIZE), np.uint8)))
+    with pytest.raises(ValueError, match="was written with other settings .source files"):
+        main(["satlas", "--src", str(src), "--out", str(tmp_path / "out")])
+
+
 def test_what_is_missing_or_strange_is_named(src, tmp_path):
     words = ["satlas", "--src", str(src), "--out", str(tmp_path / "out")]
     write(src / "sentinel2/S2A_1/b05/4300_2900.png", png(np.ones((3, 8, 8), np.uint8)))
