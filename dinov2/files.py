@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import BinaryIO
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under ``path`` only when complete; what cannot be written raises OSError naming ``path``."""
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a kill leaves is written over
+    # of this process alone: the last parts of a job array write the same index at once
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
