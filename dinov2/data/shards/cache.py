@@ -23,6 +23,7 @@ import numpy as np
 
 from dinov2.data.shards import storage
 from dinov2.data.shards.index import REMEDY, Part
+from dinov2.data.shards.sidecar import Sidecar
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +88,9 @@ class Cache:
                 if file is None:
                     return True
                 if not self._make_room(partial):
-                    partial.unlink()
                     return False
                 sources = zip((part.path(number), part.sidecar_path(number)), sizes, strict=True)
-                good = _download(file, sources) and _digest(partial, sizes[0]) == sha256
+                good = _download(file, sources) and _is_whole(partial, sizes[0], sha256)
                 with self._locked():
                     partial.rename(final) if good else partial.unlink()
             if good:
@@ -116,7 +116,7 @@ class Cache:
             yield
 
     def _make_room(self, own: Path) -> bool:
-        """Delete copies, and parts that nobody works on, until all fit; False where they never do."""
+        """Delete copies, and parts that nobody works on, until all fit; ``own`` and False where they never do."""
         with self._locked():
             found = []
             for entry in os.scandir(self.folder):
@@ -127,6 +127,8 @@ class Cache:
                 if excess > 0 and path != own and (not path.suffix or _abandoned(path)):
                     path.unlink()
                     excess -= size
+            if excess > 0:
+                own.unlink()
         return excess <= 0
 
 
@@ -150,7 +152,7 @@ def _abandoned(part: Path) -> bool:
 
 def _download(file: BinaryIO, sources: Iterable[tuple[str, int]]) -> bool:
     """Append ``(url, bytes)`` one after the other, from where the file ends; False where one is absent or cut."""
-    done = file.tell()
+    done = file.seek(0, os.SEEK_END)  # another process may have gone on with it since it was opened
     for url, size in sources:
         while done < size:
             try:
@@ -164,11 +166,15 @@ def _download(file: BinaryIO, sources: Iterable[tuple[str, int]]) -> bool:
     return True
 
 
-def _digest(path: Path, size: int) -> str:
-    """SHA-256 of the first ``size`` bytes."""
+def _is_whole(copy: Path, size: int, sha256: str) -> bool:
+    """Whether the first ``size`` bytes have this digest and are followed by an intact sidecar."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(copy, "rb") as file:
         while chunk := file.read(min(CHUNK, size)):
             digest.update(chunk)
             size -= len(chunk)
-    return digest.hexdigest()
+        try:
+            Sidecar.unpack(file.read())
+        except ValueError:
+            return False
+    return digest.hexdigest() == sha256

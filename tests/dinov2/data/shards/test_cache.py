@@ -13,6 +13,7 @@ import fsspec
 import pytest
 
 from dinov2.data.shards import Cache, ShardSet, storage
+from dinov2.data.shards.cache import _download
 from dinov2.data.shards.index import read_index
 from tests.dinov2.data.samples import assert_equal, make_sample, make_set
 from tests.servers import RangeServer
@@ -128,6 +129,25 @@ def test_bytes_that_went_wrong_on_the_way_are_fetched_once_more(store, tmp_path)
     (cache.folder / f"{part.sha256[0]}.{size}.part").write_bytes(b"wrong")
     assert cache.fetch(part, 0)
     assert hashlib.sha256((cache.folder / part.sha256[0]).read_bytes()[: part.bytes[0]]).hexdigest() == part.sha256[0]
+
+
+def test_a_sidecar_that_went_wrong_on_the_way_is_fetched_once_more(store, tmp_path):
+    cache, part = Cache(tmp_path / "cache", GIB), read_index(store)
+    tar = tmp_path / "origin" / part.names[0]
+    data = bytearray(tar.read_bytes() + tar.with_suffix(".idx").read_bytes())
+    data[-20] ^= 1
+    (cache.folder / f"{part.sha256[0]}.{len(data)}.part").write_bytes(data)
+    assert cache.fetch(part, 0)
+    assert ShardSet([part], cache=cache).keys(0) == ["s0000", "s0001", "s0002"]
+
+
+def test_a_download_goes_on_behind_what_others_wrote_while_it_waited(store, tmp_path):
+    part = read_index(store)
+    data, path = (tmp_path / "origin" / part.names[0]).read_bytes(), tmp_path / "part"
+    with open(path, "ab") as file:  # and now it waits for the lock
+        path.write_bytes(data[:1000])
+        assert _download(file, [(part.path(0), len(data))])
+    assert path.read_bytes() == data
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "absent"])
