@@ -46,6 +46,9 @@ def overlaps(a: np.ndarray, b: np.ndarray, min_share: float) -> np.ndarray:
 def leakage(args: argparse.Namespace) -> tuple[int, list[str]]:
     """How many samples of A show ground of B, and sentences about it."""
     (keys_a, boxes_a, owner_a, none_a), (keys_b, boxes_b, owner_b, none_b) = pieces(args.a), pieces(args.b)
+    for folder, boxes in ((args.a, boxes_a), (args.b, boxes_b)):
+        if not len(boxes):
+            raise ValueError(f"{folder}: no sample has a position, so nothing can be compared")
     pairs = overlaps(boxes_a, boxes_b, args.min_share)
     both = sorted({(int(owner_a[i]), int(owner_b[j])) for i, j in pairs.T})
     of_a, of_b = {i for i, _ in both}, {j for _, j in both}

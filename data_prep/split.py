@@ -108,6 +108,9 @@ def split(args: argparse.Namespace) -> str:
             places[part].append(place)
         else:
             left_out["within --gap-km of another part" if box else "without a position"] += 1
+    reasons = [f"{count} left out: {reason}" for reason, count in left_out.items()]
+    if not any(places.values()):
+        raise ValueError(f"{args.set}: no sample is left for any part: {'; '.join(reasons)}")
     info = shards.parts[0]
     said = []
     for part, own in places.items():
@@ -117,5 +120,4 @@ def split(args: argparse.Namespace) -> str:
             options = {name: getattr(args, name) for name in ("samples_per_shard", "compression", "workers")}
             write(plan, args.out / part, **options)
         said.append(f"{len(own)} {part}")
-    said += [f"{count} left out: {reason}" for reason, count in left_out.items()]
-    return f"{args.out}: {'; '.join(said)}"
+    return f"{args.out}: {'; '.join(said + reasons)}"

@@ -76,10 +76,11 @@ def test_leakage_is_found_and_neighbours_are_not(tmp_path, capsys):
     assert main(["leakage", str(a), str(beside)]) == 0
     assert f"0 of 120 samples of {a} show ground of {beside}" in capsys.readouterr().out
     nowhere = dataset(tmp_path / "nowhere", 3, place=False)
-    assert main(["leakage", str(a), str(nowhere)]) == 0
-    assert f"3 samples of {nowhere} have no position and cannot be compared" in capsys.readouterr().out
-    assert main(["split", str(nowhere), "--out", str(tmp_path / "none")]) == 0
-    assert "3 left out: without a position" in capsys.readouterr().out
+    for pair in ((a, nowhere), (nowhere, a)):
+        with pytest.raises(ValueError, match=f"{nowhere}: no sample has a position, so nothing can be compared"):
+            main(["leakage", *map(str, pair)])
+    with pytest.raises(ValueError, match=f"{nowhere}: no sample is left for any part: 3 left out: without a position"):
+        main(["split", str(nowhere), "--out", str(tmp_path / "none")])
     (nowhere / footprints.NAME).unlink()
     with pytest.raises(ValueError, match="footprints.parquet is absent: prepare the set with this version"):
         main(["leakage", str(a), str(nowhere)])
