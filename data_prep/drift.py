@@ -12,9 +12,8 @@ TOLERANCE = 1e-6  # of a standard deviation: order of summation
 MOST = 0.5  # standard deviations between the means of two sets, and factor 1 + MOST between their deviations
 
 
-def shard_stats(path: str, shard: int) -> Stats:
+def shard_stats(shards: ShardSet, shard: int) -> Stats:
     """Statistics of the pixels of one shard."""
-    shards = ShardSet.open(path)
     samples = (shards.read(shard, i, labels=()) for i in range(int(shards.counts[shard])))
     return merge_stats([image_stats(s.images[key], s.specs[key]) for s in samples for key in s.images])
 
@@ -23,7 +22,7 @@ def own(path: str, workers: int) -> Iterator[str]:
     """A sentence for every band whose pixels do not have the statistics that the index records."""
     shards, found = ShardSet.open(path), dict[int, Stats]()
     with Meter("statistics", len(shards.counts), "shards") as meter:
-        for number, stats in each(shard_stats, path, range(len(shards.counts)), workers):
+        for number, stats in each(shard_stats, shards, range(len(shards.counts)), workers):
             found[number] = stats
             meter.advance(1)
     again = merge_stats([found[number] for number in sorted(found)])
