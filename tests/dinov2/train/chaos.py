@@ -2,9 +2,9 @@
 
     python tests/dinov2/train/chaos.py CONFIG FOLDER RANKS KILLS SEED
 
-Ranks are forked from this process, which has imported everything and computed nothing: a start takes a moment, so most
-kills meet a run at work (saving included) or one that is loading. Runs follow each other in FOLDER until KILLS kills
-have been made; then the last one ends undisturbed.
+Ranks are forked from this process, which has imported everything and computed nothing: a start takes a moment. The
+first run in FOLDER ends undisturbed, and kills come at any moment of as much time as it took. Runs follow each other
+until KILLS kills have been made; then the last one ends undisturbed too.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def attempt(world: int, config: Path, run: Path, overrides: list[str], kill: Cal
 
 def main(config: Path, folder: Path, world: int, kills: int, seed: int) -> None:
     """See the module."""
-    rng, made, runs, halves, moment = random.Random(seed), 0, 0, 0, 1.0
+    rng, made, runs, halves, whole = random.Random(seed), 0, 0, 0, 0.0
 
     def kill(ranks: list[multiprocessing.Process]) -> None:
         nonlocal made
-        time.sleep(rng.uniform(0.0, moment))
+        time.sleep(rng.uniform(0.0, whole))
         doomed = ranks if rng.random() < 0.5 else [rng.choice(ranks)]
         made += any(process.is_alive() for process in doomed)
         for process in doomed:
@@ -85,11 +85,12 @@ def main(config: Path, folder: Path, world: int, kills: int, seed: int) -> None:
         run, begin, clean = folder / f"run-{runs}", time.monotonic(), False
         overrides = [f"train.save_async={bool(runs % 2)}"]
         while not clean:
-            clean = attempt(world, config, run, overrides, kill if made < kills else None) == [0] * world
+            disturb = kill if runs and made < kills else None
+            clean = attempt(world, config, run, overrides, disturb) == [0] * world
             halves += len(list(run.glob("checkpoints/*.partial")))
-        moment = 0.9 * moment + 0.1 * (time.monotonic() - begin)  # kills follow the machine's speed
+        whole = whole or time.monotonic() - begin  # kills come at any moment of a run on this machine
         runs += 1
-    print(json.dumps({"kills": made, "runs": runs, "caught_while_writing": halves}))
+    print(json.dumps({"kills": made, "runs": runs - 1, "caught_while_writing": halves}))
 
 
 if __name__ == "__main__":
