@@ -20,6 +20,10 @@ def votes(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, t
     ``labels``: ``[N]`` classes, or ``[N, K]``: 0 and 1 where an image has several, or K values. Similarity is the
     cosine; a neighbour's weight is the softmax of similarity / temperature over the k neighbours.
     """
+    if k < 1:
+        raise ValueError(f"task.k is {k}; it counts neighbours, give 1 or more")
+    if not temperature > 0:
+        raise ValueError(f"task.temperature is {temperature}; give a number above 0")
     if k > len(bank):
         raise ValueError(f"task.k is {k}, but there are only {len(bank)} training samples; lower k or add samples")
     bank = F.normalize(bank, dim=1)

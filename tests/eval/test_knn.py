@@ -58,5 +58,9 @@ def test_errors():
     probe, _ = data(cls=lambda y: torch.eye(2)[y], mean=lambda y: torch.eye(2)[y])
     with pytest.raises(ValueError, match="task.k is 61, but there are only 60 training samples"):
         knn(probe, 0, k=61)
+    with pytest.raises(ValueError, match="task.k is 0; it counts neighbours"):
+        knn(probe, 0, k=0)
+    with pytest.raises(ValueError, match="task.temperature is 0.0; give a number above 0"):
+        knn(probe, 0, k=5, temperature=0.0)
     with pytest.raises(ValueError, match="this model offers cls, mean"):
         knn(probe, 0, k=5, poolings=("max",))
