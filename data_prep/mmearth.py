@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -97,7 +98,7 @@ class Tiles:
         if key not in file:
             raise ValueError(f"{self.store.path(self.file)} has no data set {key!r}: not an MMEarth v001 file")
         data = file[key]
-        if data.dtype.itemsize * int(np.prod(data.shape[1:])) > MAX_BYTES:
+        if data.dtype.itemsize * math.prod(data.shape[1:]) > MAX_BYTES:
             raise Refused(
                 f"{self.file}: {key} declares tiles of {data.shape[1:]} {data.dtype} (limit {MAX_BYTES} bytes)"
             )

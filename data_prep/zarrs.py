@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 import zipfile
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class ZarrZip:
             if codec and codec["id"] not in CODECS:
                 raise Refused(f"{self.what}: {array} is stored with the codec {codec['id']!r}, which is not read")
         item = 64 if meta["dtype"] == "|O" else np.dtype(meta["dtype"]).itemsize
-        if int(np.prod(meta["chunks"])) * item > MAX_BYTES:
+        if math.prod(meta["chunks"]) * item > MAX_BYTES:
             raise Refused(
                 f"{self.what}: {array} declares chunks of {meta['chunks']} {meta['dtype']} (limit {MAX_BYTES})"
             )
@@ -68,7 +69,7 @@ class ZarrZip:
         wanted = None if first is None else first // meta["chunks"][0]
         shape = meta["shape"] if first is None else meta["shape"][1:]
         item = 64 if meta["dtype"] == "|O" else np.dtype(meta["dtype"]).itemsize
-        if int(np.prod(shape)) * item > MAX_BYTES:
+        if math.prod(shape) * item > MAX_BYTES:
             raise Refused(f"{self.what}: {name} declares {shape} {meta['dtype']} (limit {MAX_BYTES} bytes)")
         chosen = [key for key in self.members if key.startswith(f"{name}/") and _is_of(key, wanted)]
         buffer = default_buffer_prototype().buffer

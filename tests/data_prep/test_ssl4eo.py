@@ -107,6 +107,7 @@ def test_times_as_xarray_writes_them(tmp_path):
         ({"compressor": None, "filters": [{"id": "pickle"}], "dtype": "|O"}, "the codec 'pickle', which is not read"),
         ({"shape": [3, 4, 13, 40_000, 40_000]}, "bands declares .* .limit 1073741824 bytes"),
         ({"chunks": [3, 4, 13, 40_000, 40_000]}, "bands declares chunks of"),
+        ({"chunks": [3, 4, 13, 2**33, 2**33]}, "bands declares chunks of"),  # more than 64 bits can count
     ],
 )
 def test_unsafe_arrays_are_refused(tmp_path, change, message):
