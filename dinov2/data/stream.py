@@ -64,6 +64,9 @@ class Stream:
             log.info("%d workers are more than shards: %d are used", workers, len(shards.counts))
         self.shards, self.weights, self.lanes = shards, weights and [float(w) for w in weights], lanes
         if weights:
+            for part, counts in zip(shards.parts, shards.counts_by_set, strict=True):
+                if not counts.sum():
+                    raise ValueError(f"{part.folder}: no sample has any of data.images, so it can have no share")
             self.order: Order | Mixture = Mixture(shards.counts_by_set, weights, seed, lanes)
         else:
             self.order = Order(shards.counts, seed, lanes)

@@ -134,6 +134,14 @@ def test_samples_without_a_wanted_image_are_left_out_beforehand(shards, caplog):
         make_stream(shards, images=[S1.key], batch_size=24)
 
 
+def test_a_set_without_the_wanted_images_has_no_share(shards, tmp_path):
+    make_set(tmp_path, 1)  # its one sample has no Sentinel-1
+    both = ShardSet.open([shards.parts[0].folder, tmp_path])
+    with pytest.raises(ValueError, match=f"{tmp_path}: no sample has any of data.images, so it can have no share"):
+        make_stream(both, images=[S1.key], weights=[1, 1])
+    assert take(make_stream(both, images=[S1.key], draw=lambda sample, key: sample.key), 1)
+
+
 def test_sets_are_mixed_by_weight(folder, tmp_path):
     make_set(tmp_path, 10, 5, first=1000)
     both = ShardSet.open([folder, tmp_path])
