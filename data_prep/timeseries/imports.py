@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,10 @@ def _d_pixel(corners: Corners, source: Path, args: argparse.Namespace) -> None:
             continue
         dates = full_dates(load(source / f"{days}.npy"), args.first_date, f"{source}/{days}.npy")
         layers[name] = Layer(spec, dates)
-        arrays[name] = Dates(len(array), partial(_cut, array, (height, width), spec.dtype))
+        arrays[name] = Dates(len(array), partial(_cut, array, (height, width), spec.dtype, source / f"{name}.npy"))
         if name == OPTICAL:
-            masks = load(source / f"{MASKS}.npy")
-            arrays[MASKS] = Dates(len(masks), partial(_cut, masks, (height, width), "uint8"))
+            masks, path = load(source / f"{MASKS}.npy"), source / f"{MASKS}.npy"
+            arrays[MASKS] = Dates(len(masks), partial(_cut, masks, (height, width), "uint8", path))
     folder = args.out / name_of(corners)
     write_roi(folder / "roi.tiff", region, (0, 0, width, height))
     provenance = {"source": "d-pixel", "first_date": args.first_date}
@@ -135,9 +136,17 @@ def _spec_of(name: str, array: np.ndarray, args: argparse.Namespace, source: Pat
     return optical_spec(bands, args.resolution)
 
 
-def _cut(array: np.ndarray, size: tuple[int, int], dtype: str, number: int) -> np.ndarray:
-    """A date of an array in another type, cut to ``size``."""
-    return np.rint(array[number, : size[0], : size[1]]).astype(dtype)
+def _cut(array: np.ndarray, size: tuple[int, int], dtype: str, path: Path, number: int) -> np.ndarray:
+    """A date of an array of ``path`` in another type, cut to ``size``."""
+    return _as_integers(array[number, : size[0], : size[1]], dtype, path)
+
+
+def _as_integers(values: np.ndarray, dtype: str, path: Path) -> np.ndarray:
+    """Rounded; ValueError where a number is outside of the type, or none."""
+    limits = np.iinfo(dtype)
+    if not ((values >= limits.min) & (values <= limits.max)).all():
+        raise ValueError(f"{path} holds numbers outside of {limits.min} to {limits.max}: clip them, or declare nodata")
+    return np.rint(values).astype(dtype)
 
 
 # ---- cubes that lie on one grid
@@ -179,7 +188,8 @@ def stack(args: argparse.Namespace) -> Cube:
     """The GeoTIFFs ``bands/``, ``masks/`` (1 = clear) and where there are such ``ascending/``, ``descending/``.
 
     One file per date, named by it, all on one grid; masks have the names of the images. Optical numbers are integers
-    (reflectance * 10000); radar is in dB, or what ``--s1-unit`` says. Raises ValueError naming what is missing.
+    (reflectance * 10000, nodata as the file declares it); radar is in dB, or what ``--s1-unit`` says. Raises ValueError
+    naming what is missing.
     """
     files = {name: dated(args.src / name.removeprefix("sar_")) for name in LAYERS}
     if not files[OPTICAL]:
@@ -190,16 +200,19 @@ def stack(args: argparse.Namespace) -> Cube:
             raise ValueError(f"{first} has no reference system")
         inside = np.ones(reference.shape, bool)
         region = Region(reference.crs.to_string(), reference.transform, inside)
-        for path in (path for paths in files.values() for path in paths.values()):
+        masks = (args.src / MASKS / path.name for path in files[OPTICAL].values())
+        for path in chain(*(found.values() for found in files.values()), masks):
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: without it clouds would count as clear")
             with rasterio.open(path) as raster:
                 if raster.shape != reference.shape or not same_place(raster, reference):
                     raise ValueError(f"{path} lies on another grid than {first}")
     bands = tuple(args.bands.split(","))
     layers = {OPTICAL: Layer(optical_spec(bands, args.resolution), tuple(files[OPTICAL]))}
-    for name in files.keys() - {OPTICAL}:
-        if files[name]:
+    for name, found in files.items():
+        if name != OPTICAL and found:
             spec = radar_spec("sentinel1_rtc", args.resolution, name.removeprefix("sar_"), args.s1_scale or "db")
-            layers[name] = Layer(spec, tuple(files[name]))
+            layers[name] = Layer(spec, tuple(found))
     paths = {name: list(found.values()) for name, found in files.items()}
 
     def read(name: str, window: Window, number: int) -> np.ndarray:
@@ -230,8 +243,6 @@ def dated(folder: Path) -> dict[str, Path]:
 
 
 def _mask(path: Path, window: Window) -> np.ndarray:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: without it clouds would count as clear")
     with rasterio.open(path) as raster:
         return (raster.read(1, window=window) == 1).astype(np.uint8)
 
@@ -246,6 +257,7 @@ def _optical(path: Path, bands: Sequence[str], date: str, offset: str, window: W
         if np.dtype(raster.dtypes[0]).kind == "f":
             raise ValueError(f"{path} holds {raster.dtypes[0]} numbers; store reflectance * 10000 as integers")
         wanted = [names.index(band) + 1 for band in bands] if names else list(range(1, len(bands) + 1))
-        values = np.moveaxis(raster.read(wanted, window=window), 0, 2).clip(0).astype(np.uint16)
+        found = raster.read(wanted, window=window, masked=True).filled(0)  # [C, h, w]
+        values = _as_integers(np.moveaxis(found, 0, 2), "uint16", path)
     added = offset_to_remove(str(path), SENSORS[SENSOR], date, None if offset == "auto" else offset)
     return without_offset(values, int(added))

@@ -85,11 +85,14 @@ def test_d_pixel_folders_are_imported_with_full_dates_and_cut_padding(region, tm
         ([], "give --first-date"),
         (["--first-date", "2021-11-20"], "shape .* --bands names 10"),
         (["--first-date", "2021-11-20", "--bands", "B02,B04,B08"], "masks.npy is missing"),
+        (["--first-date", "2021-11-20", "--bands", "B02,B04,B08"], "20_0_30_20/bands.npy holds numbers outside of 0"),
     ],
 )
 def test_d_pixel_folders_that_cannot_be_imported(region, tmp_path, capsys, words, message):
     _, ours = region
     (ours / "0_0_20_20" / "masks.npy").unlink()
+    bands = ours / "20_0_30_20" / "bands.npy"
+    np.save(bands, np.where(np.load(bands) > 1500, np.nan, 1))
     try:
         assert main(["timeseries", "--src", str(ours), "--out", str(tmp_path / "tiles"), *words]) == 1
         said = capsys.readouterr().out
@@ -130,20 +133,51 @@ def test_geotiff_stacks_are_read_by_band_name(region, tmp_path):
             main([*words, "--bands", "B02,B04,B08", "--s2-offset", "none", *other])
 
 
-def test_stacks_without_masks_and_on_other_grids_are_one_sentence(region, tmp_path, capsys):
+def test_stacks_without_masks_and_on_other_grids_are_one_sentence(region, tmp_path):
     arrays, _ = region
     write_stack(tmp_path / "stack", arrays, masks=False)
     words = ["timeseries", "--src", str(tmp_path / "stack"), "--out", str(tmp_path / "tiles"), "--bands", "B02,B04,B08"]
-    assert main(words) == 1
-    assert "without it clouds would count as clear" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="without it clouds would count as clear"):
+        main(words)
+    write_stack(tmp_path / "stack", arrays)
+    shifted = dict(driver="GTiff", crs=CRS, transform=Affine(10, 0, 5e5 - 100, 0, -10, 5e6), dtype="uint8", count=1)
+    for width in (30, 40):  # elsewhere; larger
+        mask = tmp_path / "stack" / "masks" / f"s2_{tiny_series.OPTICAL_DATES[3]}.tif"
+        with rasterio.open(mask, "w", height=30, width=width, **shifted):
+            pass
+        with pytest.raises(ValueError, match=f"{mask.name} lies on another grid"):
+            main(words)
     with pytest.raises(ValueError, match="neither tiles"):
         main(["timeseries", "--src", str(tmp_path), "--out", str(tmp_path / "none")])
+    write_stack(tmp_path / "stack", arrays)
     odd = tmp_path / "stack" / "bands" / "2023-01-01.tif"
     place = dict(driver="GTiff", crs=CRS, transform=Affine(10, 0, 5e5 + 3, 0, -10, 5e6), height=30, width=30)
     with rasterio.open(odd, "w", count=3, dtype="uint16", **place):
         pass
     with pytest.raises(ValueError, match="lies on another grid"):
         main(words)
+
+
+@pytest.mark.parametrize("nodata, good", [(65535, True), (None, False)])
+def test_nodata_of_a_file_is_no_observation_and_no_number_wraps(region, tmp_path, capsys, nodata, good):
+    """70000 as 16 bits would be 4464."""
+    arrays, _ = region
+    write_stack(tmp_path / "stack", arrays)
+    path = tmp_path / "stack" / "bands" / f"s2_{tiny_series.OPTICAL_DATES[1]}.tif"
+    with rasterio.open(path) as file:
+        image, profile, names = file.read().astype(np.int32), file.profile, file.descriptions
+    image[:, :5] = nodata or 70000
+    profile.update(nodata=nodata, dtype="int32")
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(image)
+        file.descriptions = names
+    words = ["timeseries", "--src", str(tmp_path / "stack"), "--out", str(tmp_path / "tiles"), "--s2-offset", "none"]
+    assert main([*words, "--bands", "B02,B04,B08"]) == (0 if good else 1)
+    if good:
+        found = open_tile(tmp_path / "tiles" / "0_0_30_30").array("bands")
+        assert not found[1, :5].any() and np.array_equal(found[1, 5:], arrays["bands"][1, 5:])
+    else:
+        assert f"{path.name} holds numbers outside of 0 to 65535" in capsys.readouterr().out
 
 
 def test_chips_of_tiles_are_the_same_series_as_the_tiles(region, tmp_path):
