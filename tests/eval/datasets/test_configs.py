@@ -46,7 +46,8 @@ def test_named_folders_hold_what_they_promise():
     )
     assert len(list(Path(schema.CONFIGS / "burn_scars").rglob("*.yaml"))) == 15
     assert len(names("geobench")) == 12
-    assert names("5min") == {"all", "rgb", "norgb"}
+    assert names("5min") == {"all", "rgb", "norgb", "eurosat_sar", "resisc45"}
+    assert names("15min") == {"eurosat_sar", "opt", "sar", "both"}
     assert "so2sat" in names("1h/geobench")
     pangaea = schema.load(schema.CONFIGS / "pangaea/hls_burn_scars.yaml").task
     protocol = {"decoder": "upernet", "epochs": 80, "learning_rates": [1e-4], "weight_decay": 0.05, "train": "frozen"}
