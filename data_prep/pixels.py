@@ -1,7 +1,8 @@
 """Source ``pixels``: tile folders of pixel time series, as shards of small chips for pretraining.
 
-A sample is a chip of ``--chip`` pixels a side, whose looks that are not clear are nodata; pretraining draws one pixel
-of it. Neighbours tell little that is new: ``--every 4`` keeps one chip of sixteen.
+A sample is a chip of ``--chip`` pixels a side, whose looks that are not clear are nodata, as are all of pixels outside
+of the region; pretraining draws one pixel of it. Neighbours tell little that is new: ``--every 4`` keeps
+one chip of sixteen.
 
 Example: python data_prep/main.py pixels --src tiles/ --every 4 --out data/pixels
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from data_prep.common import Plan, Skip
 from dinov2.data.sample import ImageSpec, Sample
-from dinov2.data.series_tiles import MASKS, OPTICAL, Tile, open_tile, tile_folders
+from dinov2.data.series_tiles import MASKS, OPTICAL, Tile, fingerprint, open_tile, tile_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @lru_cache(maxsize=8)
-def opened(folder: Path) -> Tile:
-    """A tile, opened once per process."""
-    return open_tile(folder)
+def opened(folder: Path) -> tuple[Tile, np.ndarray]:
+    """A tile and its pixels of the region, bool ``[H, W]``, opened once per process."""
+    tile = open_tile(folder)
+    return tile, tile.inside()
 
 
 def make(item: tuple[Path, int, int], *, chip: int) -> Sample | Skip:
     """The chip whose first pixel is (row, column) of a tile."""
     folder, row, column = item
-    tile = opened(folder)
+    tile, inside = opened(folder)
     place = np.s_[:, row : row + chip, column : column + chip]
     images, specs, times = {}, {}, {}
     if OPTICAL in tile.layers:
@@ -51,6 +53,8 @@ def make(item: tuple[Path, int, int], *, chip: int) -> Sample | Skip:
         spec = orbit_spec([tile.layers[name].spec for name in orbits])
         images[spec.key], times[spec.key] = joined(tile, orbits, place, spec)
         specs[spec.key] = spec
+    for name, image in images.items():  # [T, C, h, w]
+        image[..., ~inside[place[1:]]] = specs[name].nodata
     if all(specs[name].invalid(image).all() for name, image in images.items()):
         return Skip("never observed")
     left, top, *_ = tile.corners
@@ -93,6 +97,7 @@ def plan(args: argparse.Namespace) -> Plan:
     if args.chip < 1 or args.every < 1:
         raise ValueError("--chip and --every must be at least 1")
     folders = tile_folders(args.src)
-    provenance = {"source": "pixels", "chip": args.chip, "every": args.every, "tiles": [f.name for f in folders]}
+    provenance = {"source": "pixels", "chip": args.chip, "every": args.every}
+    provenance["tiles"] = {folder.name: fingerprint(folder) for folder in folders}
     provenance["made"] = dict(open_tile(folders[0]).provenance)
     return Plan(list(places(folders, args.chip, args.every)), partial(make, chip=args.chip), {}, provenance)

@@ -182,13 +182,23 @@ def test_nodata_of_a_file_is_no_observation_and_no_number_wraps(region, tmp_path
 
 def test_chips_of_tiles_are_the_same_series_as_the_tiles(region, tmp_path):
     arrays, ours = region
+    with rasterio.open(ours / "20_20_30_30" / "roi.tiff", "r+") as file:
+        file.write(np.zeros((1, 10, 10), np.uint8))
+    with rasterio.open(ours / "0_0_20_20" / "roi.tiff", "r+") as file:
+        roi = file.read(1)
+        roi[10, 10] = 0
+        file.write(roi[None])
     words = ["pixels", "--src", str(ours), "--out", str(tmp_path / "set"), "--every", "5"]
     assert main(words) == 0
     shards = ShardSet.open([tmp_path / "set"])
-    assert len(shards) == 2 * 2 + 2 + 2 + 1
+    assert len(shards) == 2 * 2 + 2 + 2  # none of the tile outside of the region
     options = Series(optical_bands=list(tiny_series.BANDS))
     norm = Normalisation.from_stats(shards.stats)
-    sample = next(s for s in (shards.read(0, i) for i in range(len(shards))) if s.key == "r000010c000020")
+    samples = {s.key: s for s in (shards.read(0, i) for i in range(len(shards)))}
+    for key, image in samples["r000010c000010"].images.items():
+        invalid = samples["r000010c000010"].specs[key].invalid(image).all((0, 1))
+        assert invalid[0, 0] and invalid.sum() == 1
+    sample = samples["r000010c000020"]
     seen = tracks(sample, options.inputs, norm)
     tile = open_tile(ours / "20_0_30_20")
     clear = arrays["masks"][:, 10:12, 20:22].reshape(12, 4) == 1
@@ -198,3 +208,7 @@ def test_chips_of_tiles_are_the_same_series_as_the_tiles(region, tmp_path):
     valid = sum((arrays[n][:, 10:12, 20:22] != -32768).any(-1).sum() for n in ("sar_ascending", "sar_descending"))
     assert seen["s1"].valid.sum() == valid and len(seen["s1"].days) == 2 * looks
     assert json.loads(json.dumps(sample.meta))["tile"] == "20_0_30_20"
+    bands = ours / "20_0_30_20" / "bands.npy"
+    np.save(bands, np.load(bands) // 2 + 1)
+    with pytest.raises(ValueError, match="was written with other settings .source files"):
+        main(words)
