@@ -90,17 +90,27 @@ def identity_of(cell: Cell, dataset: EvalDataset, model: Model, rows: Sequence[i
 
 
 def test_again(cell: Cell, bench: Bench) -> Row:
-    """A finished cell's row with new scores of its kept head on the test images, normalised as in its training."""
-    if not cell.file.trained.is_file():
-        raise ValueError(
-            f"there is no {cell.file.trained} to be tested: run the cell without --test-only (decoders only)"
-        )
+    """A finished cell's row: a decoder's with new scores of its kept head on the test images, normalised as in its
+    training; any other task keeps no head, its row stays as it is.
+
+    ValueError where there is no row, or one of another config, model or labels (without a head: of other data, too).
+    """
     start, dataset = time.perf_counter(), bench.dataset(cell.evaluation.dataset)
+    model, rows = bench.model(cell.source, cell.seed), limited(dataset, Labels(**cell.evaluation.labels))
+    identity, decodes = identity_of(cell, dataset, model, rows), cell.evaluation.task["name"] == "decoder"
+    stored = cell.file.done({k: v for k, v in identity.items() if not decodes or k not in ("data_hash", "split_hash")})
+    if stored is None:
+        raise ValueError(
+            f"there is no {cell.file.path} of this config, model and data to be tested: run the cell without --test-only"
+        )
+    if not decodes:
+        return stored
     trained, running = load_trained(cell.file.trained, bench.device), cell.evaluation.running
     logits = trained.predictions(dataset.splits["test"], bench.device, running["batch_size"], running["workers"])
     scores = scored(cell, dataset, logits)
     data = {"data_hash": dataset.data_hash, "split_hash": dataset.split_hash}
-    row: Row = {**cell.file.read(), **data, **scores, "seconds": round(time.perf_counter() - start, 2)}  # type: ignore[typeddict-item]
+    seconds = round(time.perf_counter() - start, 2)
+    row: Row = {**stored, **data, **scores, "seconds": seconds}  # type: ignore[typeddict-item]
     cell.file.write(row)
     return row
 
@@ -156,7 +166,7 @@ def learn_together(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int], 
 def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1), test_only: bool = False) -> None:
     """Do this part's cells: group i goes to part i mod n. A failure is recorded and the rest goes on.
 
-    ``test_only``: no training, finished cells are tested again.
+    ``test_only``: no training, finished cells are tested again; where that fails it is the end, and the row stays.
     """
     groups = list(dict.fromkeys(cell.group for cell in cells))
     mine = [c for c in cells if groups.index(c.group) % part[1] == part[0]]
@@ -166,6 +176,8 @@ def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1), tes
             row = test_again(cell, bench) if test_only else run_cell(cell, bench)
             words = f"{written(row['metric'], row['value'], row['unit'])} ({row['seconds']:.1f} s)"
         except Exception as error:  # whatever it was, it is kept with its traceback and turns the exit code
+            if test_only and cell.file.path.is_file():
+                raise
             cell.file.fail(traceback.format_exc())
             words = f"FAILED: {error} (traceback in {cell.file.error})"
         left = (time.perf_counter() - start) / i * (len(mine) - i)

@@ -201,6 +201,19 @@ def test_a_finished_cell_is_tested_again_without_training(tmp_path, roots):
     assert moved["data_hash"] != first["data_hash"] and file.stat().st_mtime_ns == before
 
 
+def test_only_what_was_trained_alike_is_tested_again(tmp_path, roots):
+    few = {"labels": {"fraction": 0.5}}
+    arguments = ["--model-obj", "pixelstats", "--output-dir", str(tmp_path / "out")]
+    arguments += project(tmp_path, [config(roots, **few)])
+    assert main(arguments) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.json*")}
+    for other in ("task.decoder=fcn", "labels.seed=1"):
+        with pytest.raises(ValueError, match=r"there is no .*seed-0\.json of this config, model and data"):
+            main([*arguments, "--test-only", other])
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.json*")} == before
+    assert not list((tmp_path / "out").rglob("*.error.txt"))
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_make_the_table_of_one(tmp_path, roots):

@@ -73,6 +73,20 @@ def test_done_cells_are_skipped_until_something_changes(tmp_path, run, config, t
     assert age() > third
 
 
+def test_a_cell_without_a_head_stays_as_it_is_when_tested_again(tmp_path, run, config, tools):
+    cells = cells_of([str(run)], [config])
+    run_cells(cells, Bench(CPU))
+    before = cells[0].file.path.stat().st_mtime_ns
+    run_cells(cells, Bench(CPU), test_only=True)
+    rows, failed = collect(cells)
+    assert len(rows) == 1 and not failed and cells[0].file.path.stat().st_mtime_ns == before
+    more = tools.write(tmp_path / "more", tools.samples(120, radar=True))
+    for other in ({"task": {"k": 4}}, {"dataset": {"root": str(more)}}):
+        with pytest.raises(ValueError, match="of this config, model and data to be tested"):
+            run_cells(cells_of([str(run)], [changed(config, config["name"], **other)]), Bench(CPU), test_only=True)
+    assert collect(cells) == (rows, [])
+
+
 def test_one_failed_cell_is_recorded_and_the_rest_goes_on(run, config):
     bad = changed(config, "tiny/bad", task={"k": 1000})
     cells = cells_of([str(run)], [bad, config])
