@@ -105,7 +105,10 @@ class Course:
         return [learner.head, self.trial.model.network][: 1 + bool(self.parameters)]
 
     def outcome(self, learner: Learner) -> Outcome:
-        """The best of a head, on the test images."""
+        """The best of a head, on the test images. FloatingPointError where no learning rate has anything to show."""
+        if not learner.kept:
+            rates = list(self.options.learning_rates)
+            raise FloatingPointError(f"task.learning_rates {rates}: the loss was not finite at any of them")
         learner.restore(*self.modules(learner))
         best, epoch = learner.best  # minus the epoch
         metric = f"val_{HEADLINE[self.kind]}"
@@ -149,8 +152,9 @@ class Course:
         )  # fmt: skip
         for batches, epoch in zip(made, epochs, strict=False):
             parts = [self.cropped(batch, epoch) for batch in batches]
+            window = self.trial.joined.window if self.options.crop == "none" else None  # whole images as in the test
             with torch.set_grad_enabled(bool(self.parameters)):
-                encoded = Encoded.join([self.encode(batch) for batch in parts])
+                encoded = Encoded.join([self.encode(batch, window) for batch in parts])
             yield encoded  # outside: what is done with it may need gradients
 
     def cropped(self, batch: Batch, epoch: int) -> Batch:

@@ -157,6 +157,15 @@ def test_a_rate_that_diverges_leaves_the_race_and_all_of_them_end_it():
         run(trial, learning_rates=(1e30,))
 
 
+@pytest.mark.parametrize("train", ["finetune", "scratch", "patch_embed"])
+def test_a_rate_that_diverges_leaves_the_race_of_an_encoder_that_learns_too(train):
+    trial = trial_of(dataset())
+    outcome, logits = run(trial, train=train, epochs=1, evaluate_every=1, learning_rates=(1e30, 1e-3))
+    assert outcome.chosen["learning_rate"] == 1e-3 and all(x.isfinite().all() for x in logits)
+    with pytest.raises(FloatingPointError, match="the loss was not finite at any"):
+        run(trial, train=train, epochs=2, learning_rates=(1e30, 1e29))
+
+
 def test_poisoned_test_maps_change_nothing_that_is_chosen():
     data = dataset()
     test = data.splits["test"]
