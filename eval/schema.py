@@ -20,6 +20,8 @@ from eval.tasks.decoder import Options
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "eval"
 TASKS: Mapping[str, Callable[..., Any]] = {"knn": knn, "linear": linear, "decoder": Options}  # what has their options
+COUNTS = ("batch_size", "crop_size", "epochs", "evaluate_every", "k", "resamples")  # of at least one
+LISTS = ("learning_rates", "poolings", "seeds")  # of at least one
 PLACES = ("root", "val_root", "test_root")  # where data lies does not change a result; what it is does (data_hash)
 
 
@@ -94,8 +96,10 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         ],
     )
     plain = config.plain(config.merge(schema, *layers, origin=origin))
-    if not plain["seeds"]:
-        raise ValueError(f"{origin}: seeds is empty; give at least one")
+    for prefix, options in (("", plain), ("task.", plain["task"]), ("running.", plain["running"])):
+        for key, value in options.items():
+            if (key in COUNTS and value is not None and value < 1) or (key in LISTS and not value):
+                raise ValueError(f"{origin}: {prefix}{key} is {value}; give at least {'1' if key in COUNTS else 'one'}")
     return Evaluation(name=name, **{**plain, "seeds": tuple(plain["seeds"])})
 
 

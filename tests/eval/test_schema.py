@@ -49,10 +49,21 @@ def test_what_has_no_default_must_be_given():
         ("task.name=kn", "task.name is 'kn'; did you mean 'knn'"),
         ("dataset.name=shard", "dataset.name is 'shard'; did you mean 'shards'"),
         ("dataset.labl=x", "Did you mean: 'label'"),
-        ("seeds=[]", "seeds is empty"),
+        ("seeds=[]", "seeds is .*; give at least one"),
+        ("resamples=0", "resamples is 0; give at least 1"),
+        ("task.k=0", "task.k is 0; give at least 1"),
+        ("running.batch_size=0", "running.batch_size is 0; give at least 1"),
         ("k", "neither an option nor key=value"),
     ],
 )
 def test_bad_input(config, override, message):
     with pytest.raises(ValueError, match=message):
         load(config, [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["batch_size=0", "crop_size=-3", "epochs=0", "evaluate_every=0", "learning_rates=[]"]
+)
+def test_decoders_need_something_to_learn_by(config, override):
+    with pytest.raises(ValueError, match=f"task.{override.split('=')[0]} is .*; give at least (1|one)$"):
+        load({**config, "task": {"name": "decoder"}}, [f"task.{override}"])
