@@ -47,6 +47,12 @@ def limited(dataset: EvalDataset, labels: Labels) -> list[int]:
     groups: dict[Any, list[int]] = {}
     for row in torch.randperm(len(split), generator=torch.Generator().manual_seed(labels.seed)).tolist():
         groups.setdefault(alike[row], []).append(row)
+    few = min(groups, key=lambda like: len(groups[like]))
+    if labels.shots is not None and len(groups[few]) < labels.shots:
+        raise ValueError(
+            f"labels.shots is {labels.shots}; class {dataset.classes[few[0]]!r} of dataset {dataset.name} has "
+            f"{len(groups[few])} training images"
+        )
     return sorted(
         row for rows in groups.values() for row in rows[: labels.shots or max(1, round(labels.fraction * len(rows)))]
     )

@@ -66,6 +66,13 @@ def test_mistakes(labels, message):
         limited(DATA, labels)
 
 
+def test_more_shots_than_a_class_has_are_refused():
+    rare = classes(list(range(60)))
+    few = rare.index(min(rare))
+    with pytest.raises(ValueError, match=f"shots is 61; class '{DATA.classes[few]}' of .* has {rare[few]} "):
+        limited(DATA, Labels(shots=61))
+
+
 def test_shots_are_of_classes_only():
     with pytest.raises(ValueError, match="labels.shots counts images of a class; dataset blocks is for segmentation"):
         limited(dataset(), Labels(shots=2))
