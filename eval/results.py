@@ -60,7 +60,8 @@ class Row(TypedDict):
 
 
 SHORT = ("model", "role", "dataset", "kind", "task", "metric", "unit", "value", "ci_low", "ci_high", "n", "seed",
-         "config", "config_hash", "split_hash", "normalisation", "input_size", "seconds")  # fmt: skip
+         "config", "config_hash", "split_hash", "labels_hash", "n_train", "normalisation", "bands", "missing",
+         "input_size", "sizing", "seconds")  # fmt: skip
 
 
 def to_json(value: Any) -> str:
@@ -119,13 +120,14 @@ class CellFile:
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]] | Sequence[Row], fields: Sequence[str]) -> None:
-    """The named fields of every row; what a row lacks stays empty."""
+    """The named fields of every row, lists joined by ``;``; what a row lacks stays empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({k: ";".join(v) if isinstance(v, list) else v for k, v in row.items() if k in fields})
     partial.replace(path)
 
 

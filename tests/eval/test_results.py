@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -74,6 +75,14 @@ def test_tables(tmp_path):
     assert "| c | net | pretrained | accuracy | 80.0 [75.0, 85.0] | 0.0 % | 100 |" in markdown(rows)
     assert (tmp_path / "results.csv").read_text().startswith("model,role,dataset,kind,task,metric,unit,value")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_the_table_says_what_a_row_was_made_from(tmp_path):
+    more = {"bands": ["s2/B02", "zeros"], "missing": ["s2/B03", "s2/B04"], "sizing": "tiles of 16", "n_train": 7}
+    write_tables([row(**more, labels_hash="h")], tmp_path)
+    (found,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert (found["bands"], found["missing"]) == ("s2/B02;zeros", "s2/B03;s2/B04")
+    assert (found["sizing"], found["n_train"], found["labels_hash"]) == ("tiles of 16", "7", "h")
 
 
 def test_absent_classes_are_null():
