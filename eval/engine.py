@@ -101,7 +101,7 @@ def test_again(cell: Cell, bench: Bench) -> Row:
     stored = cell.file.done({k: v for k, v in identity.items() if not decodes or k not in ("data_hash", "split_hash")})
     if stored is None:
         raise ValueError(
-            f"there is no {cell.file.path} of this config, model and data to be tested: run the cell without --test-only"
+            f"there is no {cell.file.path} of this config, model and data to be tested: run it without --test-only"
         )
     if not decodes:
         return stored
