@@ -10,6 +10,7 @@ are of one shard, times 256 (1: as often as in a full permutation). Means over E
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def figures(sequence: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     """Entry point."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     rng, count = np.random.default_rng(0), SHARDS * SAMPLES
     value = np.repeat(rng.normal(size=SHARDS), SAMPLES) + rng.normal(size=count)
     value = (value - value.mean()) / value.std()
