@@ -24,10 +24,10 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.csv  # noqa: E402
-import rasterio  # noqa: E402
 
 from dinov2 import cli  # noqa: E402
 from dinov2.files import write_atomic  # noqa: E402
+from eval.geotiff import FLOATS, Storage, cog  # noqa: E402
 from eval.series.learners import LEARNERS, SCORES, Data, fewer, fitted, read_table, split  # noqa: E402
 from eval.series.mosaic import EmbeddingMap  # noqa: E402
 
@@ -78,21 +78,22 @@ def map_of(args: argparse.Namespace) -> None:
         file, width = source.file, data.features.shape[1]
         if file.count != width:
             raise ValueError(f"{args.input} has {file.count} dimensions, {args.features[0]} has {width}")
-        dtype, nodata = ("uint8", NODATA) if classes else ("float32", np.nan)
-        profile = dict(driver="GTiff", count=1, dtype=dtype, nodata=nodata, crs=file.crs, transform=file.transform,
-                       height=file.height, width=file.width, compress="deflate", tiled=True)  # fmt: skip
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(args.output, "w", **profile) as out:
+        storage = Storage("uint8", NODATA, 2) if classes else FLOATS
+        tags = {"label": args.label, "learner": args.learner, "digest": file.tags().get("model_digest", "")}
+        tags |= {f"class_{i}": str(c) for i, c in enumerate(classes)}
+        resampling = "nearest" if classes else "average"
+        with cog(
+            args.output, file.shape, file.crs, file.transform, storage=storage, names=[args.label], tags=tags,
+            resampling=resampling,
+        ) as out:  # fmt: skip
             for window in source.windows():
                 x = source.read(window)
                 seen = ~np.isnan(x[..., 0])
-                values = np.full(seen.shape, nodata, dtype)
+                values = np.full(seen.shape, storage.nodata, storage.dtype)
                 if seen.any():
                     predicted = model.predict(x[seen])
                     values[seen] = np.searchsorted(classes, predicted) if classes else predicted
                 out.write(values, 1, window=window)
-            out.update_tags(label=args.label, learner=args.learner, digest=file.tags().get("model_digest", ""))
-            out.update_tags(**{f"class_{i}": str(c) for i, c in enumerate(classes)})
     print(f"{args.output}: {args.label} by {args.learner} trained on {len(data.labels)} rows")
 
 
@@ -106,7 +107,7 @@ def parser(mapping: bool) -> argparse.ArgumentParser:
     if mapping:
         add("--learner", default="linear", help="one of linear, knn, forest, mlp (%(default)s)")
         add("--input", type=Path, required=True, help="embedding map")
-        add("--output", type=Path, required=True, help="GeoTIFF")
+        add("--output", type=Path, required=True, help="cloud-optimised GeoTIFF")
         return p
     add("--learners", nargs="+", default=["linear", "knn", "forest", "mlp"], help="(all)")
     add("--fractions", nargs="+", type=float, default=[1.0], help="of the training rows (1)")

@@ -74,12 +74,15 @@ def read_table(path: Path, label: str, task: str) -> Data:
         raise ValueError(f"{path} has no label {label!r} beside its features; its other columns: "
                          f"{', '.join(n for n in table.column_names if n not in names)}")  # fmt: skip
     features = np.stack([table[n].to_numpy() for n in names], 1)
-    labels = np.array(table[label].to_pylist())
+    labels = np.array(table[label].to_pylist(), object)
     if not np.isfinite(features).all():
         raise ValueError(f"{path}: {int((~np.isfinite(features)).any(1).sum())} rows have no embedding: leave them out")
-    known = labels != UNLABELLED if task == "classification" else np.isfinite(labels.astype(float))
+    if task == "classification":
+        known = ~table[label].is_null(nan_is_null=True).to_numpy() & (labels != UNLABELLED)
+    else:
+        known = np.isfinite(labels.astype(float))
     columns = (table[c].to_numpy() if c in table.column_names else np.full(len(table), np.nan) for c in "xy")
-    return Data(path.stem, features[known], labels[known], np.stack(list(columns), 1)[known])
+    return Data(path.stem, features[known], np.array(labels[known].tolist()), np.stack(list(columns), 1)[known])
 
 
 def split(data: Data, block: float, seed: int, test: float = 0.3) -> tuple[np.ndarray, np.ndarray]:

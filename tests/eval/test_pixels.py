@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -62,6 +63,22 @@ def test_a_square_is_either_for_training_or_for_test(tables):
         assert not set(train) & set(test)
 
 
+@pytest.mark.parametrize(
+    "values, task, want",
+    [
+        (["a", None, "b", "a"], "classification", ["a", "b", "a"]),
+        ([3, None, -1, 4], "classification", [3, 4]),
+        ([3.0, np.nan, -1.0, None], "classification", [3.0]),
+        ([3.0, np.nan, -1.0, None], "regression", [3.0, -1.0]),
+    ],
+)
+def test_rows_without_a_label_are_left_out(tmp_path, values, task, want):
+    pq.write_table(pa.table({"e000": np.arange(4.0), "y": pa.array(values, from_pandas=False)}), tmp_path / "t.parquet")
+    data = learners.read_table(tmp_path / "t.parquet", "y", task)
+    assert data.labels.tolist() == want and np.unique(data.labels).size == len(set(want))
+    assert data.features[:, 0].tolist() == [i for i, y in enumerate(values) if y in want]
+
+
 def test_few_labels_hold_every_class_and_grow_from_seed_to_seed():
     labels = np.array([0] * 90 + [1] * 9 + [2])
     rows = learners.fewer(np.arange(100), labels, 0.02, "classification", 0)
@@ -91,6 +108,7 @@ def test_the_map_holds_what_the_learner_says_of_every_pixel(tables, tmp_path, ki
     with rasterio.open(tmp_path / "crop.tif") as file:
         found, tags = file.read(1), file.tags()
         assert file.transform == grid.transform
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and not list(tmp_path.glob(".*"))
     assert found[0, 0] == 255 and tags["class_2"] == "2"
     assert (found == truth).sum() == 62
     pixels.main(
