@@ -161,10 +161,10 @@ def solar_day(item: Item) -> str:
 
 
 def optical_scenes(items: Sequence[Item], cloud: float) -> list[Scene]:
-    """One scene per day of items with at most ``cloud`` percent of clouds."""
+    """One scene per day of items with at most ``cloud`` percent of clouds, or that do not tell."""
     days: dict[str, list[Item]] = {}
     for item in items:
-        if item.properties.get("eo:cloud_cover", 0) <= cloud:
+        if (item.properties.get("eo:cloud_cover") or 0) <= cloud:
             days.setdefault(solar_day(item), []).append(item)
     return [Scene("bands", day, tuple(days[day])) for day in sorted(days)]
 

@@ -1,5 +1,6 @@
 """A region from a STAC API on this machine against the cube computed from the source arrays by hand."""
 
+import datetime
 import json
 import re
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ import rasterio
 import rasterio.shutil
 import shapely
 from affine import Affine
+from pystac import Item
 from rasterio.warp import transform, transform_geom
 from shapely.geometry import box, mapping
 
 from data_prep.main import main
+from data_prep.timeseries.catalogue import optical_scenes
 from dinov2.data.series_tiles import open_tile, tile_folders
 from tests.data_prep.timeseries.stac_server import Server
 
@@ -310,6 +313,13 @@ def test_tiles_without_any_clear_date_fail(archive, roi, tmp_path, capsys):
         every = ",".join(map(str, range(12)))
         assert prepare(tmp_path, server, roi, "--cloudy", every) == 1
     assert "0_0_44_36: no clear date among 3 optical ones" in capsys.readouterr().out
+
+
+def test_an_item_of_unknown_cloudiness_is_kept():
+    when, shape = datetime.datetime(2022, 1, 1), [0, 0, 1, 1]
+    covers = ({"eo:cloud_cover": None}, {}, {"eo:cloud_cover": 95})
+    items = [Item(str(i), None, shape, when, properties) for i, properties in enumerate(covers)]
+    assert [[i.id for i in scene.items] for scene in optical_scenes(items, 90.0)] == [["0", "1"]]
 
 
 def test_an_item_that_hides_its_baseline_asks_for_the_option(archive, roi, tmp_path, capsys):
