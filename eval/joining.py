@@ -26,6 +26,7 @@ MISSING = ("error", "drop", "zero")  # what to do about a band that the encoder 
 SIZING = ("resize", "tile", "interpolate")  # how images of another size than the encoder's are treated
 ZEROS = "zeros"  # in a row's bands: what stands for a band that the dataset lacks
 LIMIT = 20.0  # a normalised band's mean and deviation stay far below, unless its unit or statistics are wrong
+LEAST = {"standardise": 1e-3, "two_sigma": 1e-3, "clip": 5e-5}  # of a deviation; that of cirrus in 0..1 is small
 SCALINGS: Mapping[str, Callable[[Tensor], Tensor]] = {  # of standardised pixels
     "standardise": lambda x: x,
     "two_sigma": lambda x: ((x + 2) / 4).clamp(0, 1),
@@ -71,7 +72,7 @@ class Join:
         """What the model receives, band by band, measured on a batch ``[B, C, H, W]`` of its input.
 
         Values that no right unit and statistics give raise ValueError naming the band: non-finite ones, a mean or
-        deviation beyond ``LIMIT``, a band without any contrast.
+        deviation beyond ``LIMIT``, a deviation below ``LEAST`` (no contrast).
         """
         stds, means = torch.std_mean(imgs.float().transpose(0, 1).flatten(1), 1)  # [C]
         rows = []
@@ -80,7 +81,7 @@ class Join:
         ):
             row = {"band": str(channel) if channel else ZEROS, "expected": expected, "mean": mean, "std": std}
             if channel:
-                if not (abs(mean) <= LIMIT and 0 < std <= LIMIT):
+                if not (abs(mean) <= LIMIT and LEAST[self.scaling] <= std <= LIMIT):
                     raise ValueError(
                         f"band {channel} reaches the encoder with mean {mean:.4g} and standard deviation {std:.4g} "
                         f"({self.words}); correct its unit, scale or nodata value, or leave it out by dataset.bands"

@@ -232,7 +232,12 @@ def test_a_band_stored_twice_is_ambiguous():
 
 @pytest.mark.parametrize(
     ("statistics", "complaint"),
-    [((1e3, 1.0), "mean -999"), ((0.12, 1e-5), "deviation"), ((0.1, np.nan), "mean nan")],
+    [
+        ((1e3, 1.0), "mean -999"),
+        ((0.12, 1e-5), "deviation"),
+        ((0.1, np.nan), "mean nan"),
+        ((1e-3, 1e3), r"deviation \d.*e-05"),  # as of a scale that is far too small
+    ],
 )
 def test_impossible_values_name_the_band(statistics, complaint):
     data, model = dataset(optical(bands=("B02", "B03"))), load_model(f"random:vit_tiny?{VIT}&attn_dim=32&attn_heads=2")
@@ -244,9 +249,11 @@ def test_impossible_values_name_the_band(statistics, complaint):
 
 
 def test_a_band_without_contrast_is_named():
-    data, model = dataset(optical(bands=L1C, sensor="sentinel2_l1c", scale=1.0)), load_model(f"ssl4eo_mae@random?{VIT}")
-    with pytest.raises(ValueError, match="band sentinel2_l1c/B01 .* deviation 0 .*clip to 0..1"):  # all clipped to 1
-        Trial.of(model, data, CPU)
+    model = load_model(f"ssl4eo_mae@random?{VIT}")
+    for scale, std in ((1.0, "0"), (1e-8, r"\d.*e-06")):  # all clipped to 1; hardly more than 0
+        data = dataset(optical(bands=L1C, sensor="sentinel2_l1c", scale=scale))
+        with pytest.raises(ValueError, match=f"band sentinel2_l1c/B01 .* deviation {std} .*clip to 0..1"):
+            Trial.of(model, data, CPU)
 
 
 def test_what_was_received_is_what_the_model_saw():
