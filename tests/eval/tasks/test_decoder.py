@@ -7,6 +7,7 @@ import torch
 from eval.encoders import load_model
 from eval.features import Trial
 from eval.scoring import score, states_of
+from eval.tasks.course import Course
 from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
 from eval.tasks.heads import Wanted
@@ -39,6 +40,21 @@ def test_every_decoder_learns_blocks_that_a_pixel_tells_apart(name):
     small |= {"muster": {"channels": 16, "window": 4, "heads": [8, 4, 2, 1]}, "mlp": {"hidden": [16]}}
     _, logits = run(trial, decoder=name, decoder_options=small.get(name), epochs=25, learning_rates=(3e-3,))
     assert value(trial, logits) > 0.7
+
+
+@pytest.mark.parametrize(("crop", "windows"), [("none", 4), ("random", 1)])
+def test_whole_images_are_learnt_from_in_the_windows_of_the_test(crop, windows):
+    trial = trial_of(dataset(size=(24, 24)), sizing="tile")
+    course = Course(trial, Store(1 << 30), Options(**{**QUICK, "crop": crop}), "frozen")
+    (shown,), tested = course.shown([[0, 1]], [1]), next(iter(course.encodings("val")))
+    assert shown.features[0].shape[1] == windows and tested.features[0].shape[1] == 4
+    assert crop == "random" or (shown.window == tested.window == 16 and shown.size == tested.size == (24, 24))
+
+
+def test_an_encoder_that_learns_does_so_through_windows():
+    trial = trial_of(dataset(size=(24, 24)), sizing="tile")
+    _, logits = run(trial, train="finetune", epochs=2)
+    assert all(x.shape[2:] == (24, 24) for x in logits)
 
 
 def test_pixels_separate_all_of_them_and_random_maps_stay_at_chance():
