@@ -10,13 +10,14 @@ sees for a band is its *channel id*, an integer:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import yaml
+
+from dinov2.names import suggest
 
 SENSOR_DIR = Path(__file__).resolve().parent.parent / "configs" / "sensors"
 POLARISATIONS = ("VV", "VH", "HH", "HV")
@@ -25,12 +26,6 @@ SURFACES = {"elevation": -13, "slope": -14}
 UNITS = ("reflectance", "radiance", "kelvin", "db", "linear_power", "metre", "degree", "dn")
 MIN_ID = min(SURFACES.values())
 FWHM_PER_SIGMA = 2.3548200450309493  # 2 sqrt(2 ln 2)
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' where a known name is close, else a full stop: ends a sentence that names ``name``."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from dinov2.models.layers import Block
 from dinov2.models.patch import ConvPatchEmbed
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.timeseries import NAME as SERIES
 from dinov2.models.timeseries import SeriesEncoder
 from dinov2.models.vit import SIZES, VisionTransformer
+from dinov2.names import check_options
 
 EMBEDDINGS = ("spectral", "conv")
 # options of build_encoder -> arguments of SpectralPatchEmbed
@@ -42,12 +44,14 @@ def build_encoder(
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join([*SIZES, SERIES])}")
     if embed not in EMBEDDINGS:
         raise ValueError(f"unknown patch embedding {embed!r}; known: {', '.join(EMBEDDINGS)}")
+    more = ["in_chans"] if embed == "conv" else list(SPECTRAL)
+    check_options(f"encoder {name!r} with embedding {embed!r}", options, VisionTransformer, Block, more=more)
     given = {k: v for k, v in options.items() if not (k in SIZES[name] and v is None)}
     sizes = {**SIZES[name], **given}
     try:
         patch_embed = build_embedding(embed, sizes, patch_size)
         encoder = VisionTransformer(patch_embed, img_size=img_size, patch_size=patch_size, **sizes)
-    except TypeError as error:  # an argument that none of the classes has
+    except TypeError as error:  # a value of another type
         raise ValueError(f"encoder {name!r} with embedding {embed!r}: {error}") from error
     encoder.config = {"name": name, "patch_size": patch_size, "img_size": img_size, "embed": embed, **given}
     return encoder

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from dinov2.sensors import suggest
+from dinov2.names import check_options, suggest
 from eval.decoders.base import Decoder
 from eval.decoders.change import ConcatNeck, DifferenceNeck
 from eval.decoders.fcn import FCN
 from eval.decoders.linear import LinearClassifier, PixelMLP
 from eval.decoders.muster import Muster
 from eval.decoders.segformer import SegFormer
-from eval.decoders.temporal import LinearNeck, LTAENeck
+from eval.decoders.temporal import LTAE, LinearNeck, LTAENeck
 from eval.decoders.unet import UNet
 from eval.decoders.upernet import UPerNet
 
@@ -61,7 +61,8 @@ def build(table: Mapping[str, Callable[..., Any]], what: str, name: str, *argume
     """``table[name](*arguments, **options)`` with a sentence for what the table or the class does not know."""
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}{suggest(name, list(table))}")
+    check_options(f"{what} {name!r}", options, LTAE if name == "ltae" else table[name])  # its neck passes them on
     try:
         return table[name](*arguments, **options)
-    except TypeError as error:  # an option that the class does not have, or one that it needs
+    except TypeError as error:  # an option that the class needs
         raise ValueError(f"{what} {name!r}: {error}") from error

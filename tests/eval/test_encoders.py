@@ -99,6 +99,7 @@ def test_lists_folders_and_globs(tmp_path, shards, tools, monkeypatch):
         ("nowhere", "model 'nowhere': there is no file nowhere; give a run folder"),
         ("random:vit_mini", "unknown encoder 'vit_mini'"),
         ("random:vit_tiny?patch_size", "write options as"),
+        ("random:vit_tiny?patchsize=8", "has no option 'patchsize'; did you mean 'patch_size'\\? Known: "),
         ("pixelstats:3", "takes no option"),
     ],
 )
@@ -166,7 +167,7 @@ def test_released_files_are_found_in_the_folder_of_weights(tmp_path, monkeypatch
     ("obj", "message"),
     [
         ("dofa", "say which weights, as dofa@FILE, dofa@download or dofa@random"),
-        ("dova@random", "unknown released encoder 'dova'"),
+        ("dova@random", "unknown released encoder 'dova'; did you mean 'dofa'"),
         ("dofa@nowhere.pth", "nowhere.pth: there is no such weights file"),
         ("ssl4eo_mae@download", "address of SSL4EO-S12 MAE is not confirmed"),
         ("dofa@random?depth", "write options as"),

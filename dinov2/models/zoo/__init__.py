@@ -25,6 +25,7 @@ from dinov2.models.zoo import (
     ssl4eo,
 )
 from dinov2.models.zoo.release import Release, flatten
+from dinov2.names import suggest
 
 MODELS = (dinov2, panopticon, dofa, croma, prithvi, scalemae, ssl4eo, spectralgpt, satmae, remoteclip, dinov3)
 ZOO: dict[str, Release] = {name: release for model in MODELS for name, release in model.RELEASES.items()}
@@ -46,7 +47,7 @@ def load_released(name: str, weights: Weights = None, **sizes: Any) -> tuple[nn.
     unknown ``name`` and an unreachable download.
     """
     if name not in ZOO:
-        raise ValueError(f"unknown released encoder {name!r}; known: {', '.join(sorted(ZOO))}")
+        raise ValueError(f"unknown released encoder {name!r}{suggest(name, list(ZOO))} Known: {', '.join(sorted(ZOO))}")
     build = partial(ZOO[name].build, **sizes)
     if weights == "random":
         return build().eval(), {}
