@@ -287,7 +287,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
     assert "train.save_every is 0" in fails(config, out, "train.save_every=0")
     assert "optim.clip is 0" in fails(config, out, "optim.clip=0")
     assert "train.track names 'wandbb'; did you mean 'wandb'?" in fails(config, out, "train.track=[wandbb]")
-    assert "bands 5 to 3" in fails(config, out, "objective.bands=[5,3]")
+    assert "5 to 3 bands" in fails(config, out, "objective.bands=[5,3]")
     assert "float16 needs a GPU" in fails(config, out, "train.precision=float16")
     (tmp_path / "file").write_text("")
     assert "file" in fails(config, tmp_path / "file" / "run")
