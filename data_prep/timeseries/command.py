@@ -1,8 +1,8 @@
 """Source ``timeseries``: every clear Sentinel-2 and Sentinel-1 date of a region, as tile folders (docs/timeseries.md).
 
-python data_prep/main.py timeseries --roi roi.geojson --s2-start 2021-01-01 --s2-end 2021-12-31 --out tiles/ --dry-run
-python data_prep/main.py timeseries --src retiled_d_pixel/ --first-date 2020-01-01 --out tiles/
-python data_prep/main.py timeseries --src stack/ --bands B02,B03,B04,B08 --out tiles/
+Examples: python data_prep/main.py timeseries --roi area.gpkg --s2-start 2021-01-01 --s2-end 2021-12-31 --out tiles/
+          python data_prep/main.py timeseries --src retiled_d_pixel/ --first-date 2020-01-01 --out tiles/
+          python data_prep/main.py timeseries --src stack/ --bands B02,B03,B04,B08 --out tiles/
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.timeseries.region import Region, read_region
 from data_prep.timeseries.units import CLOUDY, RADAR, SAR_UNITS
 from dinov2.data.series import OPTICAL
+from dinov2.sensors import SENSORS
+
+if TYPE_CHECKING:  # they need an optional extra
+    from data_prep.timeseries.catalogue import Scene
+    from data_prep.timeseries.cubes import Recipe
 
 RATE = 20.0  # megabytes per second: what the estimate of hours assumes
-OPTICAL_BYTES = 2 * (4 + 6 / 4) + 1 / 4  # per pixel of 10 m: four bands of 10 m, six of 20 m, the classes
-RADAR_BYTES = 8
+CLASSES_M, RADAR_M = 20.0, 10.0  # pixels of the scene classes, and of radar, in catalogues
 
 
 def day(text: str) -> str:
@@ -76,6 +81,9 @@ def fetch(args: argparse.Namespace) -> int:
 
     if not (args.s2_start and args.s2_end) or args.s2_start > args.s2_end:
         raise ValueError("--roi needs --s2-start and --s2-end, in this order")
+    s1 = args.s1_start or args.s2_start, args.s1_end or args.s2_end
+    if s1[0] > s1[1]:
+        raise ValueError(f"radar would be from {s1[0]} to {s1[1]}: give --s1-start and --s1-end in this order")
     region = read_region(args.roi, args.resolution, args.crs)
     catalogue, outline = Catalogue(args.catalogue, args.retries), region.footprint()
     recipe = Recipe(
@@ -91,11 +99,10 @@ def fetch(args: argparse.Namespace) -> int:
             f"{catalogue.url} has no scene of {catalogue.optical.name} over {args.roi} from {args.s2_start} to "
             f"{args.s2_end} with at most {args.cloud:g} % of clouds ({len(found)} with more)"
         )
-    s1 = args.s1_start or args.s2_start, args.s1_end or args.s2_end
     if catalogue.radar:
         scenes += radar_scenes(catalogue.search(catalogue.radar, outline, *s1))
     tiles = list(region.tiles(args.tile))
-    print(estimate(region, scenes, len(tiles), args.tile))
+    print(estimate(region, scenes, len(tiles), args.tile, recipe))
     if args.dry_run:
         return 0
     provenance = {
@@ -107,15 +114,20 @@ def fetch(args: argparse.Namespace) -> int:
     return report(each_tile(tiles, lambda corners: builder.tile(corners, scenes)), args.out)
 
 
-def estimate(region: Region, scenes: Sequence, tiles: int, size: int) -> str:
-    """Scenes, gigabytes and hours in a sentence."""
-    pixels = region.inside.size
-    optical = [s for s in scenes if s.layer == "bands"]
-    radar = len(scenes) - len(optical)
-    fetched = pixels * (len(optical) * OPTICAL_BYTES + radar * RADAR_BYTES)
-    written = pixels * (len(optical) * 21 + radar * 4)
+def estimate(region: Region, scenes: Sequence[Scene], tiles: int, size: int, recipe: Recipe) -> str:
+    """Scenes, gigabytes and hours in a sentence; of pixels finer than the grid's, overviews are fetched."""
+    pixels, optical = region.inside.size, sum(s.layer == "bands" for s in scenes)
+    radar = len(scenes) - optical
+
+    def share(metres: float) -> float:  # of a stored pixel, for one of the grid
+        return min(1.0, (recipe.resolution / metres) ** 2)
+
+    sizes = {band.name: band.gsd_m for band in SENSORS["sentinel2_l2a"].bands}
+    per_date = sum(2 * share(sizes.get(band, 10.0)) for band in recipe.bands) + share(CLASSES_M)
+    fetched = pixels * (optical * per_date + radar * 2 * 4 * share(RADAR_M))  # radar: two bands of 32 bits
+    written = pixels * (optical * (2 * len(recipe.bands) + 1) + radar * 4)
     return (
-        f"{len(optical)} optical and {radar} radar dates ({sum(len(s.items) for s in scenes)} scenes) over {tiles} "
+        f"{optical} optical and {radar} radar dates ({sum(len(s.items) for s in scenes)} scenes) over {tiles} "
         f"tiles of {size} pixels: about {fetched / 1e9:.2f} GB to fetch and {written / 1e9:.2f} GB to write at most, "
         f"{fetched / 1e6 / RATE / 3600:.2f} hours at {RATE:g} MB/s"
     )

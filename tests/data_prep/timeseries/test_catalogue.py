@@ -17,7 +17,10 @@ from rasterio.warp import transform, transform_geom
 from shapely.geometry import box, mapping
 
 from data_prep.main import main
-from data_prep.timeseries.catalogue import optical_scenes
+from data_prep.timeseries.catalogue import Scene, optical_scenes
+from data_prep.timeseries.command import estimate
+from data_prep.timeseries.cubes import Recipe
+from data_prep.timeseries.region import Region
 from dinov2.data.series_tiles import open_tile, tile_folders
 from tests.data_prep.timeseries.stac_server import Server
 
@@ -231,6 +234,18 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(archive, roi, tmp_
     assert not (tmp_path / "tiles").exists()
 
 
+def test_the_estimate_follows_bands_and_resolution():
+    """10^9 pixels, one optical and one radar date.
+
+    At 10 m: 2 + 2 / 4 bytes of bands, 1 / 4 of classes, 8 of radar fetched, 5 + 4 written; at 60 m, of each all.
+    """
+    region = Region(ZONE31, Affine(10, 0, WEST, 0, -10, NORTH), np.broadcast_to(np.True_, (100000, 10000)))
+    scenes = [Scene("bands", "2022-01-01", ()), Scene("sar_ascending", "2022-01-01", ())]
+    said = [estimate(region, scenes, 4, 500, Recipe(("B04", "B11"), m, "auto", (), "db")) for m in (10.0, 60.0)]
+    assert "about 10.75 GB to fetch and 9.00 GB to write" in said[0]
+    assert "about 13.00 GB to fetch and 9.00 GB to write" in said[1]
+
+
 def test_a_broken_asset_fails_its_tiles_by_name_and_a_second_run_goes_on(archive, roi, tmp_path, capsys):
     folder, items = archive
     path = folder / "r-4_VH.tif"
@@ -277,6 +292,7 @@ def write_roi(path: Path, shape) -> Path:
         (["--s2-start", "2015-01-01", "--s2-end", "2015-12-31"], "has no scene of s2 over .* from 2015-01-01"),
         (["--cloud", "1"], "no scene of s2 .* with at most 1 % of clouds .7 with more."),
         (["--s2-start", "2023-01-01", "--s2-end", "2022-01-01"], "needs --s2-start and --s2-end, in this order"),
+        (["--s1-start", "2023-01-01"], "radar would be from 2023-01-01 to 2022-12-31: give --s1-start and --s1-end"),
         (["--bands", "B04,B99"], "collection s2 has no band 'B99'"),
         (["--tile", "0"], "must be greater than 0"),
     ],
