@@ -52,8 +52,8 @@ class Bench:
 
     def trial(self, model: Model, dataset: EvalDataset, evaluation: schema.Evaluation) -> Trial:
         """The model on the dataset, joined and checked on first use."""
-        sizing, running = evaluation.model["size"], evaluation.running
-        key = (model.digest, repr(sorted(evaluation.dataset.items())), evaluation.missing, str(sizing))
+        sizing, running, window = evaluation.model["size"], evaluation.running, evaluation.task.get("crop_size")
+        key = (model.digest, repr(sorted(evaluation.dataset.items())), evaluation.missing, str(sizing), str(window))
         if key not in self.trials:
             self.trials = {k: v for k, v in self.trials.items() if k[0] == model.digest}
             self.trials[key] = Trial.of(
@@ -62,6 +62,7 @@ class Bench:
                 self.device,
                 missing=evaluation.missing,
                 sizing=sizing,
+                window=window,
                 batch_size=running["batch_size"],
                 workers=running["workers"],
                 key=key,

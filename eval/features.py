@@ -44,18 +44,22 @@ class Trial:
         *,
         missing: str = "error",
         sizing: str | None = None,
+        window: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         key: tuple[str, ...] = (),
     ) -> Trial:
-        """Join both, and look at the first training images; impossible input is an error that names its band."""
-        joined = join(model, dataset, missing, sizing)
+        """Join both, and look at the first training images; impossible input is an error that names its band.
+
+        ``missing``, ``sizing`` and ``window`` as in :func:`eval.joining.join`.
+        """
+        joined = join(model, dataset, missing, sizing, window)
         rows = [list(range(min(batch_size, len(dataset.splits["train"]))))]
         first = next(steps(dataset.splits["train"], joined, device, rows, frames=dataset.frames))[0].views[VIEW]
         flat = first if dataset.frames == 1 else folded(first)
         received = joined.received(flat["imgs"])
         window = {**flat, "imgs": crop(flat["imgs"], (0, 0), joined.window)} if joined.window else flat
-        key = key or (model.digest, dataset.view_hash, missing, str(sizing))
+        key = key or (model.digest, dataset.view_hash, missing, str(sizing), str(window))
         example = {name: x[:1] for name, x in window.items()}
         return cls(model.fitted(window), dataset, joined, device, received, example, key, batch_size, workers)
 

@@ -24,6 +24,7 @@ from eval.networks import Model
 
 MISSING = ("error", "drop", "zero")  # what to do about a band that the encoder expects and the dataset lacks
 SIZING = ("resize", "tile", "interpolate")  # how images of another size than the encoder's are treated
+WHOLE = "whole images"  # in a row's sizing: tiles were asked for, but nothing says how large
 ZEROS = "zeros"  # in a row's bands: what stands for a band that the dataset lacks
 LIMIT = 20.0  # a normalised band's mean and deviation stay far below, unless its unit or statistics are wrong
 LEAST = {"standardise": 1e-3, "two_sigma": 1e-3, "clip": 5e-5}  # of a deviation; that of cirrus in 0..1 is small
@@ -91,18 +92,20 @@ class Join:
         return rows
 
 
-def join(model: Model, dataset: EvalDataset, missing: str = "error", sizing: str | None = None) -> Join:
+def join(
+    model: Model, dataset: EvalDataset, missing: str = "error", sizing: str | None = None, window: int | None = None
+) -> Join:
     """How ``dataset`` becomes the input of ``model``.
 
     ``missing``: what to do about a band that the model expects and the dataset lacks, one of ``MISSING``; a model that
-    tells bands apart by wavelength goes without those that have none under ``drop``. ``sizing``: one of ``SIZING``, see
-    :func:`sized`. ValueError names a band that the dataset lacks, that the model cannot take, or whose unit does not
-    fit.
+    tells bands apart by wavelength goes without those that have none under ``drop``. ``sizing``: one of ``SIZING``, and
+    ``window``: see :func:`sized`. ValueError names a band that the dataset lacks, that the model cannot take, or whose
+    unit does not fit.
     """
     if missing not in MISSING:
         raise ValueError(f"model.missing is {missing!r}{suggest(missing, MISSING)} Known: {', '.join(MISSING)}")
     joined = join_bands(model, dataset, missing)
-    return replace(joined, **sized(model, dataset, sizing))
+    return replace(joined, **sized(model, dataset, sizing, window))
 
 
 def join_bands(model: Model, dataset: EvalDataset, missing: str) -> Join:
@@ -126,11 +129,12 @@ def join_bands(model: Model, dataset: EvalDataset, missing: str) -> Join:
     return Join(images, tuple(c.name for c in used), size, norm, words, found, expected, model.expects.scaling)
 
 
-def sized(model: Model, dataset: EvalDataset, sizing: str | None) -> dict[str, Any]:
+def sized(model: Model, dataset: EvalDataset, sizing: str | None, window: int | None = None) -> dict[str, Any]:
     """``size``, ``window`` and ``sizing`` of a join.
 
-    ``resize``: images become as large as the encoder was made for; ``tile``: the encoder sees windows of that size;
-    ``interpolate``: it sees the image as it is, its positions are resized. By default released encoders resize and all
+    ``resize``: images become as large as the encoder was made for; ``tile``: the encoder sees windows of that size, one
+    that was made for no size windows of ``window`` pixels, or without that whole images; ``interpolate``: it sees the
+    image as it is, its positions are resized. By default released encoders resize and all
     others interpolate. ``dataset.size`` is the size of images before tiles are cut, and overrides that of ``resize``.
     """
     how = sizing or ("resize" if model.expects else "interpolate")
@@ -138,10 +142,11 @@ def sized(model: Model, dataset: EvalDataset, sizing: str | None) -> dict[str, A
         raise ValueError(f"model.size is {how!r}{suggest(how, SIZING)} Known: {', '.join(SIZING)}")
     if how == "interpolate":
         return {"size": dataset.size, "window": None, "sizing": "positions interpolated"}
+    if how == "tile":
+        window = model.native or window
+        return {"size": dataset.size, "window": window, "sizing": f"tiles of {window}" if window else WHOLE}
     if model.native is None:
         raise ValueError(f"model {model.name} was made for no size: model.size={how} cannot be, take interpolate")
-    if how == "tile":
-        return {"size": dataset.size, "window": model.native, "sizing": f"tiles of {model.native}"}
     size = dataset.size or model.native
     return {"size": size, "window": None, "sizing": f"resized to {size}"}
 

@@ -115,9 +115,8 @@ def patch_gallery(
     """Test images seen by every model that has feature maps: of each class the first, at most ``count`` in all.
 
     Where images do not have one class each, the first ones; of a series the first date. ``missing`` and ``sizing`` as
-    in :func:`eval.joining.join`, but that images to be cut into tiles are resized: a picture shows all of an image.
+    in :func:`eval.joining.join`, but that no image is cut into tiles: a picture shows all of it.
     """
-    sizing = "resize" if sizing == "tile" else sizing
     test, classes = dataset.splits["test"], dataset.kind == "classification" and dataset.splits["test"].labels
     if isinstance(classes, Tensor):
         first = [int((classes == c).nonzero()[0]) for c in classes.unique().tolist()][:count]
@@ -140,6 +139,7 @@ def patch_gallery(
         if not columns:
             pictures = true_colour(seen(plain), dataset.band_names, plain.norm)
             columns["true colour"] = [png(x) for x in pictures]
-        maps = model.maps(seen(join(model, dataset, missing, sizing)))
+        whole = ("resize" if model.native else "interpolate") if sizing == "tile" else sizing
+        maps = model.maps(seen(join(model, dataset, missing, whole)))
         columns[model.name] = [png(x) for x in pca_colours(maps[-1])]
     return Gallery(captions, columns)

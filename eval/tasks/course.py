@@ -35,6 +35,7 @@ class Course:
         self.trial, self.store, self.options, self.what = trial, store, options, what
         self.kind, self.classes = trial.dataset.kind, len(trial.dataset.classes)
         self.loss = options.loss or OF_KIND[self.kind][0]
+        self.side = None if options.crop == "none" else options.crop_size or trial.joined.window  # of training windows
         self.worth = torch.empty(0)  # of a pixel of each class, for crops by importance
         self.full = False  # whether memory has had no room for an epoch's images
         self.widths = trial.model.widths(trial.example)
@@ -133,9 +134,9 @@ class Course:
         """What an epoch shows of these training images, None where the encoder learns or memory has no room for it."""
         if self.parameters or self.full:
             return None
-        still = self.options.crop == "none"  # every epoch shows the same
+        still = self.side is None  # every epoch shows the same
         self.store.drop((*self.trial.key, "crops"))
-        shown = "whole" if still else f"{self.options.crop} {self.options.crop_size} {epoch}"
+        shown = "whole" if still else f"{self.options.crop} {self.side} {epoch}"
         key = (*self.trial.key, "train" if still else "crops", fingerprint([rows, shown]))
         batches = [rows[i : i + self.trial.batch_size] for i in range(0, len(rows), self.trial.batch_size)]
         kept = self.store.get(key, len(rows), lambda: (part for part in self.shown(batches, [epoch] * len(batches))))
@@ -159,13 +160,11 @@ class Course:
 
     def cropped(self, batch: Batch, epoch: int) -> Batch:
         """A window of every image, where the options say so; the same for all heads, another in every epoch."""
-        o = self.options
-        if o.crop == "none":
+        if self.side is None:
             return batch
-        view, size = batch.views[VIEW], o.crop_size or self.trial.joined.window
-        assert size
+        view, kind, worth = batch.views[VIEW], self.options.crop, self.worth
         imgs, target = training_crops(
-            view["imgs"], batch.labels[TARGET], batch.positions, kind=o.crop, size=size, worth=self.worth, epoch=epoch
+            view["imgs"], batch.labels[TARGET], batch.positions, kind=kind, size=self.side, worth=worth, epoch=epoch
         )
         return replace(batch, views={VIEW: {**view, "imgs": imgs}}, labels={TARGET: target})
 

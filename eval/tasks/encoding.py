@@ -60,7 +60,9 @@ class Encoded:
         sizes = sorted({p.size for p in parts})
         if len(sizes) > 1:
             words = " and ".join(f"{h} x {w}" for h, w in sizes[:2])
-            raise ValueError(f"images of {words} pixels cannot be one batch: set task.crop=random, or dataset.size")
+            raise ValueError(
+                f"images of {words} pixels cannot be one batch: set task.crop=random and task.crop_size, or dataset.size"
+            )
         features = [torch.cat(level) for level in zip(*(p.features for p in parts), strict=True)]
         extras: dict[str, Any] = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
         return replace(parts[0], features=features, **extras)

@@ -12,8 +12,10 @@ from dinov2.data.batch import Batch
 from dinov2.sensors import suggest
 from eval.datasets import EvalDataset
 from eval.datasets.base import IGNORE
-from eval.decoders import DECODERS, NECKS, PER_IMAGE
+from eval.decoders import DECODERS, NECKS, PER_IMAGE, PYRAMIDAL
+from eval.decoders.base import Pyramid
 from eval.features import Trial
+from eval.joining import WHOLE
 from eval.losses import OF_KIND
 from eval.reading import TARGET, targets
 from eval.tasks.crops import CROPS, labelled
@@ -43,6 +45,8 @@ def check(trial: Trial, options: Options) -> None:
         raise ValueError(
             f"task.neck={options.neck} does not fit dataset {dataset.name}, which has {what}: {', '.join(fits)} would"
         )
+    if options.decoder in PYRAMIDAL and not trial.model.pyramid:
+        check_pyramid(trial, options.decoder)
     if options.loss == "bce" and dataset.kind == "segmentation" and len(dataset.classes) != 2:
         raise ValueError(f"task.loss=bce separates two classes; dataset {dataset.name} has {len(dataset.classes)}")
     if options.crop == "none":
@@ -54,8 +58,19 @@ def check(trial: Trial, options: Options) -> None:
             f"task.crop={options.crop} cuts images that are resized to {trial.joined.size}: set model.size=tile (or "
             "interpolate), or task.crop=none"
         )
-    if not (options.crop_size or trial.joined.window):
+    if not (options.crop_size or trial.joined.window or trial.joined.sizing == WHOLE):
         raise ValueError(f"task.crop={options.crop}: say how large, as task.crop_size=224")
+
+
+@torch.no_grad()
+def check_pyramid(trial: Trial, decoder: str) -> None:
+    """ValueError where the pyramid made of a model's one map would have as many pixels as the image, or more."""
+    maps, side = trial.model.maps(trial.example), trial.example["imgs"].shape[-1]
+    if len(maps) == 1 and max(Pyramid.SCALES) * maps[0].shape[-1] >= side:
+        raise ValueError(
+            f"task.decoder={decoder} would make the one map of {trial.model.name} as fine as the image's pixels or finer, "
+            "which seldom fits into memory: set task.decoder to linear, mlp or fcn"
+        )
 
 
 def known(option: str, name: str, names: Collection[str]) -> None:

@@ -204,8 +204,12 @@ def test_what_becomes_of_images_of_another_size():
     assert sizes(model, data, "error", "interpolate") == (None, None, "positions interpolated")
     assert sizes(ours, data) == (None, None, "positions interpolated")
     assert sizes(ours, data, "error", "resize") == (16, None, "resized to 16")
-    with pytest.raises(ValueError, match="pixelstats was made for no size: model.size=tile cannot be"):
-        join(load_model("pixelstats"), data, "error", "tile")
+    for any_size in map(load_model, ("pixelstats", "rcf", "unet", "vit_scratch")):
+        assert sizes(any_size, data, "error", "tile", 12) == (None, 12, "tiles of 12")
+        assert sizes(any_size, data, "error", "tile") == (None, None, "whole images")
+    assert sizes(ours, data, "error", "tile", 12) == (None, 16, "tiles of 16")
+    with pytest.raises(ValueError, match="pixelstats was made for no size: model.size=resize cannot be"):
+        join(load_model("pixelstats"), data, "error", "resize")
     with pytest.raises(ValueError, match="model.size is 'resized'; did you mean 'resize'"):
         join(model, data, "error", "resized")
 

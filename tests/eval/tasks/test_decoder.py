@@ -173,6 +173,24 @@ def test_a_rate_that_diverges_leaves_the_race_and_all_of_them_end_it():
         run(trial, learning_rates=(1e30,))
 
 
+@pytest.mark.parametrize("side", [None, 8])
+@pytest.mark.parametrize(
+    ("model", "decoder"),
+    [
+        ("pixelstats", "linear"),
+        ("rcf?features=4", "fcn"),
+        ("unet?width=4&depth=2", "unet"),
+        ("vit_scratch?arch=vit_tiny&patch_size=4&embed_dim=16&depth=1&num_heads=2", "linear"),
+    ],
+)
+def test_floors_and_baselines_run_where_encoders_see_tiles(model, decoder, side):
+    trial = trial_of(dataset(), model, sizing="tile", window=side)
+    options = {"decoder_options": {"channels": 8, "convs": 1}} if decoder == "fcn" else {}
+    _, logits = run(trial, decoder=decoder, crop="random", crop_size=side, epochs=1, **options)
+    assert trial.joined.sizing == (f"tiles of {side}" if side else "whole images")
+    assert trial.example["imgs"].shape[-1] == (side or 16) and torch.cat(logits).shape[-2:] == (16, 16)
+
+
 @pytest.mark.parametrize("train", ["finetune", "scratch", "patch_embed"])
 def test_a_rate_that_diverges_leaves_the_race_of_an_encoder_that_learns_too(train):
     trial = trial_of(dataset())

@@ -48,6 +48,15 @@ def test_a_crop_of_resized_images_is_refused():
         check(trial_of(dataset(size=(24, 24)), "resize"), Options(crop="random", crop_size=8))
 
 
+@pytest.mark.parametrize(("model", "chosen"), [("pixelstats", "upernet"), ("rcf?features=4", "segformer")])
+def test_one_map_is_not_enlarged_beyond_the_pixels(model, chosen):
+    trial = Trial.of(load_model(model), dataset(), torch.device("cpu"), batch_size=4)
+    with pytest.raises(ValueError, match=f"task.decoder={chosen} would .* set task.decoder to linear, mlp or fcn"):
+        check(trial, Options(decoder=chosen))
+    check(trial, Options(decoder="fcn"))
+    check(trial_of(dataset()), Options(decoder=chosen))  # an encoder has maps of several depths
+
+
 def changed(data, split, target):
     old = data.splits[split]
     return dataclasses.replace(data, splits={**data.splits, split: type(old)(old.keys, None, old.__getitem__, target)})
