@@ -69,7 +69,7 @@ class EvalDataset:
     ``kind`` is one of ``KINDS``; ``classes`` names the classes or labels (regression: the one value, in ``unit``).
     ``images`` are the image keys stacked as channels, ``bands`` restricts them by name, ``size`` resizes to so many
     pixels (None: the finest grid). ``frames`` is the largest number of dates of a sample, ``pair`` says that two dates
-    are before and after. ``data_hash`` identifies the stored bytes, ``ignored`` counts unlabelled samples.
+    are before and after. ``data_hash`` identifies what is stored, ``ignored`` counts unlabelled samples.
     """
 
     name: str

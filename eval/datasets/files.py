@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,11 +17,13 @@ from eval.datasets import rows as rows_of
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
 from eval.datasets.entries import add_entries
 from eval.datasets.layers import Layer
-from eval.datasets.listing import Columns, kept
+from eval.datasets.listing import Columns, kept, state
 from eval.datasets.source import Source
 from eval.datasets.targets import MapReader, Target, image_labels
 
 SHOWN = ("images", "bands", "size", "title", "split_hash")  # options that do not change which samples there are
+
+LOOKED_AT = 20_000  # samples whose files are looked at whenever the set is opened
 
 
 def files(
@@ -111,7 +114,7 @@ def files(
         specs=shown,
         bands=tuple(bands) if bands else None,
         size=size,
-        data_hash=data_hash(repr((layers, target)).encode() + drawn, rows),
+        data_hash=data_hash(repr((layers, target)).encode() + drawn, rows, folder, layers.values(), maps),
         ignored=len(found) - len(rows),
         kind=kind,
         unit=unit,
@@ -121,10 +124,21 @@ def files(
     return dataset.require(split_hash)
 
 
-def data_hash(described: bytes, rows: pa.Table) -> str:
-    """Twelve hex digits of the names and sizes of the first layer's files, and of how all are described."""
+def data_hash(described: bytes, rows: pa.Table, root: Path, layers: Collection[Layer], maps: MapReader | None) -> str:
+    """Twelve hex digits of how the data is described, the samples' keys, and the states of their files.
+
+    That is the size of every file of the first layer when it was listed; and size and time of modification of the files
+    of all layers and maps now, for they may be changed in place. To look at half a million would take too long: it is
+    done for ``LOOKED_AT`` samples spread evenly over the set, so that in a larger one a change in place of a few others
+    is missed. A copy is the same data if it keeps the times; of a zarr store the folder's own counts.
+    """
     digest = hashlib.sha256(described + "\n".join(rows["key"].to_pylist()).encode())
     digest.update(rows["bytes"].to_numpy().tobytes())
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), LOOKED_AT)).round().astype(int)
+    for values in rows.take(pa.array(chosen)).to_pylist():
+        files = [path for layer in layers for step in layer.files(root, values) for path in step]
+        files += [maps.path(dated) for dated in maps.dated(values)] if maps else []
+        digest.update(repr([state(Path(str(path).partition("::")[0])) for path in files]).encode())
     return digest.hexdigest()[:12]
 
 

@@ -27,7 +27,7 @@ from dinov2.env import expand
 from eval.datasets import inert, stores
 from eval.datasets.base import EvalDataset, Split, chosen_specs
 from eval.datasets.layers import Pixels
-from eval.datasets.listing import Columns, kept
+from eval.datasets.listing import Columns, kept, state
 from eval.datasets.targets import MapReader, Target
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}  # our name -> theirs
@@ -64,7 +64,7 @@ def geobench(
         labels = None if maps else torch.tensor([rows["label"][i] for i in here])
         labels = labels.bool() if labels is not None and kind == "multilabel" else labels
         splits[name] = Split([slug(i) for i in source.ids], labels, source.sample, source.map if maps else None)
-    held = sorted(zip(rows["id"], rows["bytes"], strict=True))
+    held = [(name, state(folder / f"{name}.hdf5")) for name in sorted(rows["id"])]  # they may be changed in place
     return EvalDataset(
         name=title or folder.name,
         classes=tuple(classes),
@@ -85,12 +85,11 @@ def index(folder: Path, partition: str, kind: str) -> tuple[Columns, list[Path]]
         raise ValueError(f"{path} is missing; {folder} has the partitions {known or 'of no data set'}")
     listed = json.loads(path.read_text())
     pairs = [(name, ours) for ours, theirs in SPLITS.items() for name in listed[theirs]]
-    sizes = {p.stem: p.stat().st_size for p in folder.glob("[!.]*.hdf5")}
-    lacking = next((name for name, _ in pairs if name not in sizes), None)
+    there = {p.stem for p in folder.glob("[!.]*.hdf5")}
+    lacking = next((name for name, _ in pairs if name not in there), None)
     if lacking is not None:
         raise ValueError(f"the file {folder / lacking}.hdf5 is missing, which {path.name} lists; get the data again")
     columns: Columns = {"id": [name for name, _ in pairs], "assigned": [split for _, split in pairs]}
-    columns["bytes"] = [sizes[name] for name in columns["id"]]
     tells = folder / ("label_stats.json" if kind == "multilabel" else "label_map.json")
     if kind != "segmentation":
         columns["label"] = labels_of(folder, columns["id"], tells)

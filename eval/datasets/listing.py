@@ -127,10 +127,10 @@ def kept(recipe: Mapping[str, Any], build: Callable[[], tuple[Columns, list[Path
     if path.is_file():
         table = feather.read_table(path, memory_map=False)
         seen = json.loads(table.schema.metadata[b"seen"])
-        if all(_state(Path(p)) == state for p, state in seen.items()):
+        if all(state(Path(p)) == before for p, before in seen.items()):
             return table
     columns, looked_at = build()
-    seen = {str(p): _state(p) for p in looked_at}
+    seen = {str(p): state(p) for p in looked_at}
     table = pa.table(columns).replace_schema_metadata({"seen": json.dumps(seen)})
     if max(modified for modified, _ in seen.values()) < time.time_ns() - SETTLED_NS:
         try:
@@ -143,9 +143,10 @@ def kept(recipe: Mapping[str, Any], build: Callable[[], tuple[Columns, list[Path
     return table
 
 
-def _state(path: Path) -> list[int]:
-    """Time of modification and size; a folder's tell that a name was added to it or taken away."""
-    if not path.exists():
+def state(path: Path) -> list[int]:
+    """Time of modification and size; a folder's tell that a name was added to it or taken away; zeros: missing."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return [0, 0]
-    found = path.stat()
     return [found.st_mtime_ns, found.st_size]

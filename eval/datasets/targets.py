@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rasterio.crs import CRS
 from torch import Tensor
 
 from eval.datasets import stores
@@ -18,6 +20,7 @@ from eval.datasets.listing import Pattern
 from eval.datasets.stores import Header, Tile
 from eval.datasets.vectors import draw, near
 
+ALIGNED = 0.1  # pixels by which a mask and its image may differ in place: rounded coordinates
 RGB = (1 << 16, 1 << 8, 1)  # what red, green and blue contribute to a colour's number
 
 
@@ -59,11 +62,12 @@ class MapReader:
 
     def read(self, values: Mapping[str, Any], tile: Tile | None, image: Path, grid: Header) -> np.ndarray:
         """The map ``[H, W]`` of a sample, on the ``grid`` of its ``image``; ValueError names a file that is wrong."""
-        if not self.target.change:
-            return self.read_date(values, tile, image, grid)
-        dates = values["date"][0], values["date"][-1]
-        first, last = (self.read_date({**values, "date": date}, tile, image, grid) for date in dates)
-        return np.where((first == IGNORE) | (last == IGNORE), IGNORE, first != last)
+        first, *last = (self.read_date(dated, tile, image, grid) for dated in self.dated(values))
+        return np.where((first == IGNORE) | (last[0] == IGNORE), IGNORE, first != last[0]) if last else first
+
+    def dated(self, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The values of the files of a sample: its own, or of a change those of the first and the last date."""
+        return [{**values, "date": values["date"][i]} for i in (0, -1)] if self.target.change else [values]
 
     def read_date(self, values: Mapping[str, Any], tile: Tile | None, image: Path, grid: Header) -> np.ndarray:
         """The map of one date."""
@@ -75,6 +79,11 @@ class MapReader:
             raise ValueError(
                 f"{path} has {head.height} x {head.width} pixels, its image {image} has {grid.height} x {grid.width}; "
                 "they must be the same"
+            )
+        if head.crs and grid.crs and displaced(head, grid) > ALIGNED:
+            raise ValueError(
+                f"{path} (in {head.crs}, {head.transform[:6]}) does not lie where its image {image} does "
+                f"({grid.crs}, {grid.transform[:6]}); bring it onto the image's grid"
             )
         window, number = tile and tile.on(1), values.get("n", 0)
         stored = stores.read(path, self.channels, window, self.target.axes, number)
@@ -149,6 +158,15 @@ class MapReader:
         """Stored codes in ascending order, and the class number of each."""
         codes, numbers = zip(*sorted(self.pairs), strict=True)
         return np.array(codes, float), np.array(numbers)
+
+
+def displaced(head: Header, grid: Header) -> float:
+    """How far a corner of ``head`` lies from the same corner of ``grid``, in pixels of ``grid``; inf in another CRS."""
+    if head.crs != grid.crs and CRS.from_string(head.crs) != CRS.from_string(grid.crs):
+        return inf
+    there = ~grid.transform @ head.transform
+    corners = [(x, y) for x in (0, head.width) for y in (0, head.height)]
+    return max(abs(a - b) for corner in corners for a, b in zip(there @ corner, corner, strict=True))
 
 
 def class_numbers(values: Sequence[Any], classes: Sequence[str], where: str) -> list[int]:

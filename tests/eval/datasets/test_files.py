@@ -199,6 +199,13 @@ def test_one_file_per_band_channels_and_several_nodata(tmp_path, tif):
     np.testing.assert_array_equal(sample.images["sentinel2_l2a-10m"], expected)
 
 
+def test_masks_without_a_place_or_with_rounded_coordinates_fit(folder, tif):
+    tif(folder / "masks/n0.tif", np.zeros((8, 8), np.uint8), crs=None)
+    tif(folder / "masks/n1.tif", np.zeros((8, 8), np.uint8), corner=(500080.5, 5000000))
+    dataset = build_dataset(options(folder, val=["n0"], test=["n1"]))
+    assert [dataset.splits[name].target(0).shape for name in ("val", "test")] == [(8, 8), (8, 8)]
+
+
 def test_a_kept_listing_is_renewed_when_a_file_is_added(folder, cache, tif):
     old = os.stat(folder / "images").st_mtime - 60
     os.utime(folder / "images", (old, old))
@@ -212,6 +219,26 @@ def test_a_kept_listing_is_renewed_when_a_file_is_added(folder, cache, tif):
     assert again.data_hash != dataset.data_hash
 
 
+@pytest.mark.parametrize("layer", ["images", "masks", "second"])
+def test_a_file_changed_in_place_is_other_data(folder, cache, tif, layer):
+    for path in list((folder / "images").iterdir()):
+        tif(folder / "second" / path.name, np.ones((1, 8, 8), np.uint8))
+    old = os.stat(folder).st_mtime - 60
+    for name in ("images", "masks", "second"):
+        os.utime(folder / name, (old, old))
+    second = {"path": "second/{id}.tif", "sensor": "sentinel2_l2a", "gsd_m": 20, "bands": ["B05"]}
+    given = options(folder, layers={"s2": S2, "red_edge": second})
+    before = build_dataset(given).data_hash
+    assert build_dataset(given).data_hash == before and len(list(cache.rglob("*.arrow"))) == 1
+    with open(folder / layer / "s4.tif", "r+b") as file:  # same size; its folder does not change
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([255 - last]))
+    assert os.stat(folder / layer).st_mtime == old
+    assert build_dataset(given).data_hash != before
+
+
 def damaged(folder):
     path = folder / "images/n0.tif"
     path.write_bytes(path.read_bytes()[:200])
@@ -220,6 +247,16 @@ def damaged(folder):
 
 def other_size(folder, tif):
     tif(folder / "masks/n0.tif", np.zeros((8, 9), np.uint8))
+    return build_dataset(options(folder, val=["n0"], test=["n1"])).splits["val"].target(0)
+
+
+def elsewhere(folder, tif):
+    tif(folder / "masks/n0.tif", np.zeros((8, 8), np.uint8), corner=(500002, 5000000))
+    return build_dataset(options(folder, val=["n0"], test=["n1"])).splits["val"].target(0)
+
+
+def other_zone(folder, tif):
+    tif(folder / "masks/n0.tif", np.zeros((8, 8), np.uint8), crs="EPSG:32632")
     return build_dataset(options(folder, val=["n0"], test=["n1"])).splits["val"].target(0)
 
 
@@ -243,6 +280,8 @@ def out_of_range(folder, tif):
     [
         (damaged, r"images/n0\.tif is damaged or no raster"),
         (other_size, r"masks/n0\.tif has 8 x 9 pixels, its image .*images/n0\.tif has 8 x 8;"),
+        (elsewhere, r"masks/n0\.tif .*does not lie where its image .*images/n0\.tif does"),
+        (other_zone, r"masks/n0\.tif \(in EPSG:32632.* does not lie where its image .*EPSG:32633"),
         (missing, r"the file .*masks/n0\.tif is missing"),
         (bands, r"images/n0\.tif has 3 bands, but 2 are described \(B04, B08\)"),
         (out_of_range, r"masks/n0\.tif has the label 77, which is no class \(10, 20, 30\)"),

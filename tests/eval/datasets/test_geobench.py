@@ -106,6 +106,17 @@ def test_smaller_training_splits(tmp_path):
     assert [len(split) for split in dataset.splits.values()] == [1, 3, 3]
 
 
+def test_a_file_changed_in_place_is_other_data(tmp_path):
+    write_set(tmp_path / "m-eurosat", "m-eurosat")
+    given = {"name": "m-eurosat", "root": str(tmp_path / "m-eurosat"), "images": None}
+    before = build_dataset(given).data_hash
+    assert build_dataset(given).data_hash == before
+    with h5py.File(tmp_path / "m-eurosat" / "id_3.hdf5", "r+") as file:
+        band = next(iter(file.values()))
+        band[...] = band[...][::-1]
+    assert build_dataset(given).data_hash != before
+
+
 def test_units_are_stated_as_they_are(tmp_path):
     for name, key, unit, low, high in (
         ("m-so2sat", "sentinel2_l1c-10m", "reflectance", 1, 99),

@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, tif):
     path = tmp_path / "5_Labels_all/top_potsdam_2_12_label.tif"
     other = np.full((3, 10, 9), 255, np.uint8)
     other[2] = 1
-    tif(path, other)
+    tif(path, other, pixel=0.05)
     with pytest.raises(
         ValueError, match=r"top_potsdam_2_12_label\.tif has the label 0xFFFF01, which is no class \(0x0000FF"
     ):
