@@ -58,10 +58,10 @@ class Trial:
         first = next(steps(dataset.splits["train"], joined, device, rows, frames=dataset.frames))[0].views[VIEW]
         flat = first if dataset.frames == 1 else folded(first)
         received = joined.received(flat["imgs"])
-        window = {**flat, "imgs": crop(flat["imgs"], (0, 0), joined.window)} if joined.window else flat
+        shown = {**flat, "imgs": crop(flat["imgs"], (0, 0), joined.window)} if joined.window else flat
         key = key or (model.digest, dataset.view_hash, missing, str(sizing), str(window))
-        example = {name: x[:1] for name, x in window.items()}
-        return cls(model.fitted(window), dataset, joined, device, received, example, key, batch_size, workers)
+        example = {name: x[:1] for name, x in shown.items()}
+        return cls(model.fitted(shown), dataset, joined, device, received, example, key, batch_size, workers)
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The split in its own order; see :func:`steps`."""

@@ -61,7 +61,7 @@ class Encoded:
         if len(sizes) > 1:
             words = " and ".join(f"{h} x {w}" for h, w in sizes[:2])
             raise ValueError(
-                f"images of {words} pixels cannot be one batch: set task.crop=random and task.crop_size, or dataset.size"
+                f"images of {words} pixels cannot be one batch: set task.crop=random, task.crop_size or dataset.size"
             )
         features = [torch.cat(level) for level in zip(*(p.features for p in parts), strict=True)]
         extras: dict[str, Any] = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
