@@ -68,8 +68,8 @@ def check_pyramid(trial: Trial, decoder: str) -> None:
     maps, side = trial.model.maps(trial.example), trial.example["imgs"].shape[-1]
     if len(maps) == 1 and max(Pyramid.SCALES) * maps[0].shape[-1] >= side:
         raise ValueError(
-            f"task.decoder={decoder} would make the one map of {trial.model.name} as fine as the pixels or finer, which "
-            "seldom fits into memory: set task.decoder to linear, mlp or fcn"
+            f"task.decoder={decoder} would make the one map of {trial.model.name} as fine as the pixels or finer, "
+            "which seldom fits into memory: set task.decoder to linear, mlp or fcn"
         )
 
 
