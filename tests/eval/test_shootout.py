@@ -57,7 +57,7 @@ def test_a_config_that_names_a_base_holds_differences_only():
     assert list(runs(short)) == list(objectives.OBJECTIVES)
     assert list(runs(long, ["mae"])) == ["mae-0", "mae-1", "mae-2"]
     (few,), (many, *_) = (list(runs(shootout, ["mae"]).values()) for shootout in (short, long))
-    assert many["train"]["steps"] == 2 * few["train"]["steps"]
+    assert many["train"]["steps"] > few["train"]["steps"]
     assert {**many, "train": 0} == {**few, "train": 0} and long.evaluations == short.evaluations
 
 
