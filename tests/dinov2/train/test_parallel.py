@@ -18,9 +18,12 @@ Trained = tuple[dict[str, torch.Tensor], dict[str, list[float]]]
 
 
 def config(folder: Path, name: str, shard_set: str, **options):
-    """Biases stay: before a normalisation their gradient is rounding, which AdamW would scale up to whole steps."""
+    """Biases stay: before a normalisation their gradient is rounding, which AdamW would scale up to whole steps.
+
+    The rate is low, because rounding grows with every step through batch normalisation of six samples.
+    """
     cfg = tiny.config(folder, name, Path(shard_set), **options)
-    cfg.optim.freeze = {"bias$": 100}
+    cfg.optim.freeze, cfg.optim.base_lr = {"bias$": 100}, 1e-4
     cfg.model.drop_path = 0.0
     return cfg
 
