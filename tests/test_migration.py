@@ -73,7 +73,7 @@ def test_the_page_on_evaluation_names_what_is_there(tmp_path):
     assert read_groups(tmp_path / "averages.yaml") == averages
     names = [path.relative_to(schema.CONFIGS).with_suffix("").as_posix() for path in schema.CONFIGS.rglob("*.yaml")]
     assert all(fnmatch.filter(names, pattern) for patterns in averages.values() for pattern in patterns)
-    for path in re.findall(r"(?:configs|eval|slurm)/[\w/]+(?:\.py)?", page):
+    for path in re.findall(r"(?:configs|eval|slurm)/[\w/]+(?:\.\w+)?", page):
         assert (ROOT / path).exists(), path
     for flag in re.findall(r"(?<=[ `])--[a-z-]+", page):
         assert flag in parser().format_help() or flag in ("--nproc", "--gpus-per-node"), flag

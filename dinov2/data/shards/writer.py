@@ -118,6 +118,8 @@ class ShardWriter:
                 f"{self.path(shards)} is left over from a longer run, this one has {shards} shards: "
                 "delete the folder or choose another"
             )
+        for temporary in Path(self.out).glob(".shard-*.tmp"):  # of killed processes: every shard is complete
+            temporary.unlink(missing_ok=True)
         rows = [self.row(n) for n in range(shards)]
         if not any(row["samples"] for row in rows):
             raise ValueError(f"{self.out}: there is no sample to write")
