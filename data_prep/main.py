@@ -13,101 +13,89 @@ import argparse
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from data_prep import (  # noqa: E402
-    band_files,
-    common,
-    drift,
-    fetch,
-    fmow,
-    fmow_sentinel,
-    folder,
-    leakage,
-    majortom,
-    mmearth,
-    pixels,
-    refine,
-    sandbox,
-    satlas,
-    spectral_earth,
-    split,
-    ssl4eo,
-    terramesh,
-    worldcereal,
-)
-from data_prep.timeseries import command as timeseries  # noqa: E402
+from data_prep import common, drift, refine  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.shards import ShardSet, verify  # noqa: E402
 from dinov2.data.stats import Stats  # noqa: E402
 
-SOURCES = {
-    "sandbox": sandbox,
-    "folder": folder,
-    "band_files": band_files,
-    "fmow": fmow,
-    "fmow_sentinel": fmow_sentinel,
-    "majortom": majortom,
-    "mmearth": mmearth,
-    "satlas": satlas,
-    "spectral_earth": spectral_earth,
-    "ssl4eo": ssl4eo,
-    "terramesh": terramesh,
-    "pixels": pixels,
-    "worldcereal": worldcereal,
-}
+# modules of this package, each imported for its command only: some take seconds
+SOURCES = (
+    "sandbox",
+    "folder",
+    "band_files",
+    "fmow",
+    "fmow_sentinel",
+    "majortom",
+    "mmearth",
+    "satlas",
+    "spectral_earth",
+    "ssl4eo",
+    "terramesh",
+    "pixels",
+    "worldcereal",
+)
+TOOLS = {"timeseries": "timeseries.command", "fetch": "fetch", "split": "split", "leakage": "leakage"}
+CHECKS = {"verify": "check every byte of a shard set", "stats": "statistics per sensor and band"}
+
+
+def module_of(command: str) -> ModuleType:
+    """The module of a source or tool."""
+    return import_module(f"data_prep.{TOOLS.get(command, command)}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="data_prep/main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="data_prep/main.py", description=__doc__, **form)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in SOURCES.items():
-        command = commands.add_parser(
-            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        module.add_arguments(command)
-        command.add_argument(
-            "--out", "--output-dir", "--output_dir", type=Path, required=True, help="folder of the shard set"
-        )
-        command.add_argument("--samples-per-shard", type=int, default=256, help="(%(default)s)")
-        command.add_argument("--compression", choices=["zstd"], help="of the arrays (none)")
-        command.add_argument(
-            "--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it"
-        )
-        command.add_argument(
-            "--part",
-            type=part,
-            default=(0, 1),
-            metavar="I/N",
-            help="of a job array: every N-th shard from the I-th on, from 0; the index is written by who ends last",
-        )
-        command.add_argument("--max-refused", type=float, default=0.0, help="share of damaged items to go on with (0)")
-    tiles = commands.add_parser(
-        "timeseries", description=timeseries.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    timeseries.add_arguments(tiles)
-    for name, help_ in (("verify", "check every byte of a shard set"), ("stats", "statistics per sensor and band")):
-        command = commands.add_parser(
-            name, help=help_, description=f"{help_}; example: python data_prep/main.py {name} data/sandbox"
-        )
-        command.add_argument("sets", nargs="+", help="folders or URLs of shard sets")
-        if name == "verify":
-            command.add_argument("--reference", help="another set of these sensors, to which statistics are compared")
-            command.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
-    for name, module in (("fetch", fetch), ("split", split), ("leakage", leakage)):
-        command = commands.add_parser(
-            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        module.add_arguments(command)
+    for name in (*SOURCES, *TOOLS, *CHECKS):
+        if name not in arguments[:1]:
+            commands.add_parser(name, help=CHECKS.get(name))
+        elif name in CHECKS:
+            text = f"{CHECKS[name]}; example: python data_prep/main.py {name} data/sandbox"
+            add_check(commands.add_parser(name, description=text))
+        else:
+            module = module_of(name)
+            command = commands.add_parser(name, description=module.__doc__, **form)
+            module.add_arguments(command)
+            if name in SOURCES:
+                add_writing(command)
     return parser.parse_args(arguments)
+
+
+def add_writing(command: argparse.ArgumentParser) -> None:
+    """Options of every source: the shard set that it writes."""
+    add = command.add_argument
+    add("--out", "--output-dir", "--output_dir", type=Path, required=True, help="folder of the shard set")
+    add("--samples-per-shard", type=int, default=256, help="(%(default)s)")
+    add("--compression", choices=["zstd"], help="of the arrays (none)")
+    add("--workers", type=int, default=1, help="processes (%(default)s); the bytes do not depend on it")
+    add(
+        "--part",
+        type=part,
+        default=(0, 1),
+        metavar="I/N",
+        help="of a job array: every N-th shard from the I-th on, from 0; the index is written by who ends last",
+    )
+    add("--max-refused", type=float, default=0.0, help="share of damaged items to go on with (0)")
+
+
+def add_check(command: argparse.ArgumentParser) -> None:
+    """Options of ``verify`` and ``stats``."""
+    command.add_argument("sets", nargs="+", help="folders or URLs of shard sets")
+    if command.prog.endswith("verify"):
+        command.add_argument("--reference", help="another set of these sensors, to which statistics are compared")
+        command.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
 
 
 def part(text: str) -> tuple[int, int]:
@@ -122,7 +110,7 @@ def prepare(args: argparse.Namespace) -> str:
     """Run a source; the summary as a sentence."""
     if args.samples_per_shard < 1:
         raise ValueError(f"--samples-per-shard {args.samples_per_shard} must be at least 1")
-    plan, refined = SOURCES[args.command].plan(args), None
+    plan, refined = module_of(args.command).plan(args), None
     if "label_raster" in args:
         refined = refine.Refine.of(args, plan.labels)
         labels = {**plan.labels, **{name: refine.map_info(path) for name, path in refined.rasters.items()}}
@@ -172,15 +160,15 @@ def main(arguments: list[str]) -> int:
         say("\n".join([*problems, summary]))
         return 2 if problems else 0
     if args.command == "leakage":
-        shown, sentences = leakage.leakage(args)
+        shown, sentences = module_of("leakage").leakage(args)
         say("\n".join(sentences))
         return 2 if shown else 0
     if args.command == "timeseries":
-        return timeseries.run(args)
+        return int(module_of("timeseries").run(args))
     if args.command == "stats":
         console.print(stats_table(ShardSet.open(args.sets).stats))
     else:
-        say({"fetch": fetch.fetch, "split": split.split}.get(args.command, prepare)(args))
+        say(getattr(module_of(args.command), args.command)(args) if args.command in TOOLS else prepare(args))
     return 0
 
 

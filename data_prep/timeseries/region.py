@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import rasterio
 import rasterio.features
 import shapely
@@ -98,6 +97,8 @@ def read_region(path: Path, resolution: float, crs: str | None) -> Region:
 
 def read_shape(path: Path) -> tuple[BaseGeometry, str]:
     """The union of a vector file's polygons, and its reference system."""
+    import pyogrio  # not at the start: it looks for pandas, which takes half a second
+
     meta, _, geometry, _ = pyogrio.raw.read(path, columns=[])
     shape = shapely.union_all(shapely.make_valid(shapely.from_wkb(geometry)))
     if shape is None or shape.area == 0:

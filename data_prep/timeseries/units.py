@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from dinov2.data.sample import ImageSpec
-from dinov2.models.zoo.tessera import DOUBLED_OFFSET, DOUBLED_SCALE
 
 CLOUDY = (0, 1, 2, 3, 8, 9)  # scene classes that are not clear: none, saturated, dark, shadow, cloud (as published)
 OFFSET = 1000  # added to the numbers since processing baseline 04.00
@@ -16,7 +15,11 @@ OFFSET_SINCE = 4.0
 # radar convention -> scale, offset and nodata of the stored int16: dB = stored * scale + offset
 RADAR: Mapping[str, tuple[float, float, int]] = {
     "db": (0.01, 0.0, -32768),
-    "doubled": (DOUBLED_SCALE, DOUBLED_OFFSET, 0),  # (20 log10(power) + 50) * 200, as BTFM and TESSERA store it
+    "doubled": (
+        1 / 400,
+        -25.0,
+        0,
+    ),  # (20 log10(power) + 50) * 200, as BTFM and TESSERA store it
 }
 SAR_UNITS = ("linear_power", "amplitude", "db")
 

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dinov2 import config, distributed, objectives
-from dinov2.data import series, views
+from dinov2.data import series_views, views
 from dinov2.data.sample import Sample
+from dinov2.data.series import Series
 from dinov2.data.shards import Cache, ShardSet
 from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
@@ -94,7 +95,7 @@ def build_model(model: DictConfig) -> tuple[VisionTransformer, dict[str, Tensor]
     return cast(VisionTransformer, encoder), beside
 
 
-def build_series_model(model: DictConfig, options: series.Series) -> timeseries.SeriesEncoder:
+def build_series_model(model: DictConfig, options: Series) -> timeseries.SeriesEncoder:
     """The series encoder that the ``model`` section describes, for the sensors and bands of the ``series`` section."""
     if model.weights:
         raise ValueError(f"model.weights {model.weights}: an encoder of pixel series starts from random weights")
@@ -125,9 +126,9 @@ def build_objective(cfg: DictConfig) -> Objective:
     return objective
 
 
-def series_options(cfg: DictConfig) -> series.Series:
+def series_options(cfg: DictConfig) -> Series:
     """The ``series`` section."""
-    return series.Series(**config.plain(cfg.series))
+    return Series(**config.plain(cfg.series))
 
 
 def image_keys(shards: ShardSet, names: Sequence[str] | None) -> list[str] | None:
@@ -167,15 +168,15 @@ def build_stream(
     augment, options = views.Augment(**config.plain(cfg.augment)), series_options(cfg)
     of_pixels = cfg.model.arch == timeseries.NAME
 
-    def draw(sample: Sample, key: views.Key) -> views.RawSample | series.Drawn:
+    def draw(sample: Sample, key: views.Key) -> views.RawSample | series_views.Drawn:
         if of_pixels:
-            return series.draw(sample, options, normalisation, key)
+            return series_views.draw(sample, options, normalisation, key)
         return views.draw(sample, objective.views, augment, normalisation, key)
 
     return Stream(
         shards,
         draw=draw,
-        collate=series.collate if of_pixels else views.collate,
+        collate=series_views.collate if of_pixels else views.collate,
         batch_size=cfg.data.batch_size,
         seed=cfg.train.seed,
         rank=rank,

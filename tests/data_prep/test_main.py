@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common import Plan, Skip, slug, write
-from data_prep.main import SOURCES, main, parse
+from data_prep.main import CHECKS, SOURCES, TOOLS, main, parse
 from data_prep.sandbox import plan
 from dinov2.data.shards import verify
 
@@ -57,11 +57,19 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path):
 
 
 def test_every_source_explains_itself(capsys):
-    for command in (*SOURCES, "verify", "stats", "fetch", "split", "leakage"):
+    for command in (*SOURCES, *TOOLS, *CHECKS):
         with pytest.raises(SystemExit) as stop:
             parse([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())
         assert stop.value.code == 0 and f"python data_prep/main.py {command} " in text
+
+
+@pytest.mark.parametrize("command", ["", "sandbox", "folder", "pixels", "timeseries", "verify"])
+def test_a_command_starts_without_torch_and_pandas(command):
+    code = f"import sys\nfrom data_prep.main import parse\ntry:\n    parse({[*filter(None, [command]), '--help']})\n"
+    code += "except SystemExit:\n    print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()", done
 
 
 def test_skipped_items_are_counted_and_an_empty_set_is_refused(tmp_path):

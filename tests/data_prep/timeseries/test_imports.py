@@ -29,6 +29,7 @@ def test_both_radar_conventions_hold_the_same_decibels():
     doubled = to_stored(db, "doubled")
     assert doubled[:2].tolist() == [round((20 * np.log10(0.0741) + 50) * 200), 10000]
     assert doubled[2] == 1 and (doubled[3:] == 0).all()  # below -25 dB saturates; 0 stays "none"
+    assert RADAR["doubled"][:2] == (DOUBLED_SCALE, DOUBLED_OFFSET)  # as the released weights take it
     assert abs(doubled[0] * DOUBLED_SCALE + DOUBLED_OFFSET - db[0]) < 0.002
     plain = to_stored(db, "db")
     assert plain[:3].tolist() == [round(100 * db[0]), 0, -9000] and (plain[3:] == RADAR["db"][2]).all()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dinov2.data.sample import ImageSpec, Sample
-from dinov2.data.series import Observed, Series, bin_of, bring, collate, draw, observe, tracks
+from dinov2.data.series import Observed, Series, bin_of, bring, observe, tracks
+from dinov2.data.series_views import collate, draw
 from dinov2.data.stats import Normalisation, image_stats, merge_stats
 from tests import tiny_series
 from tests.tiny_series import BANDS, OPTICAL, RADAR
