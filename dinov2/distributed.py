@@ -238,9 +238,3 @@ def say(text: str) -> None:
     """One line on the standard output, from rank 0."""
     if rank() == 0:
         print(text, flush=True)
-
-
-def differing_ranks(text: str) -> list[int]:
-    """The ranks whose ``text`` is not that of rank 0 (configs and package versions are compared at start)."""
-    texts = everywhere(text)
-    return [r for r, other in enumerate(texts) if other != texts[0]]

@@ -19,9 +19,9 @@ from dinov2.files import write_atomic
 PACKAGES = ("eo-ssl", "torch", "numpy", "omegaconf", "fvcore", "webdataset", "rasterio", "h5py", "xformers")
 
 
-def environment() -> str:
-    """Versions of everything that can change a number."""
-    lines = [f"python {platform.python_version()} on {platform.platform()}"]
+def versions() -> list[str]:
+    """Everything that can change a number and must be the same on all nodes: ``name version``."""
+    lines = [f"python {platform.python_version()}"]
     for package in PACKAGES:
         try:
             lines.append(f"{package} {importlib.metadata.version(package)}")
@@ -29,8 +29,12 @@ def environment() -> str:
             lines.append(f"{package} not installed")
     root = Path(__file__).resolve().parents[2]
     git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    lines.append(f"commit {git.stdout.strip() or 'unknown'}")
-    return "\n".join(lines) + "\n"
+    return [*lines, f"commit {git.stdout.strip() or 'unknown'}"]
+
+
+def environment() -> str:
+    """The versions of this run and its rank 0's platform."""
+    return "\n".join([*versions(), platform.platform()]) + "\n"
 
 
 class Log:

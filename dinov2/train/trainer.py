@@ -23,7 +23,7 @@ from dinov2.train.build import Parts, build
 from dinov2.train.checkpoint import Saver
 from dinov2.train.export import export
 from dinov2.train.interrupt import Interrupted, Interrupts
-from dinov2.train.log import Log, environment
+from dinov2.train.log import Log, environment, versions
 from dinov2.train.monitor import Monitor, Step, Waiting
 from dinov2.train.optim import clip_gradients, moments, set_rates
 from dinov2.train.parallel import is_sharded
@@ -147,9 +147,7 @@ def rest(cfg: DictConfig, parts: Parts, done: int) -> dict[str, Any]:
 
 def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
     """Prepare ``folder`` and load its newest checkpoint; returns the number of steps already done."""
-    differing = distributed.differing_ranks(f"{OmegaConf.to_yaml(cfg)}{environment()}")
-    if differing:
-        raise ValueError(f"ranks {differing} have another configuration or other package versions than rank 0")
+    check_equal([*OmegaConf.to_yaml(cfg).splitlines(), *versions()])
     if distributed.rank() == 0:
         prepare(cfg, folder)
     distributed.barrier()
@@ -180,6 +178,18 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
             )
     write_atomic(written, OmegaConf.to_yaml(cfg))
     write_atomic(folder / "environment.txt", environment())
+
+
+def check_equal(lines: list[str]) -> None:
+    """ValueError on every rank where the configuration and package versions of some are not those of rank 0."""
+    first, *others = distributed.everywhere(lines)
+    for rank, theirs in enumerate(others, start=1):
+        changed = sorted(set(theirs) - set(first)) + sorted(set(first) - set(theirs))
+        if theirs != first:
+            raise ValueError(
+                f"rank {rank} and rank 0 differ in {', '.join(line.strip() for line in changed)}: "
+                "all nodes need the same configuration and packages"
+            )
 
 
 def check_shared(folder: Path) -> None:

@@ -1,7 +1,9 @@
+import importlib.metadata
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from dinov2 import distributed
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import write_shards
 from dinov2.models.export import load_export
-from dinov2.train import checkpoint
+from dinov2.train import checkpoint, trainer
 from dinov2.train.build import build
 from dinov2.train.checkpoint import Saver
 from dinov2.train.trainer import rest, resume, tensors, train
@@ -151,7 +153,67 @@ def other_options_on_rank_1(folder: str, shard_set: str) -> str:
 @pytest.mark.distributed
 def test_ranks_with_another_configuration_are_found_at_the_start(tmp_path):
     sentences = run_ranks(other_options_on_rank_1, 2, str(tmp_path), str(tiny.shards(tmp_path / "shards")))
-    assert sentences == ["ranks [1] have another configuration or other package versions than rank 0"] * 2
+    told = "rank 1 and rank 0 differ in log_every: 2, log_every: 1: all nodes need the same configuration and packages"
+    assert sentences == [told] * 2
+
+
+def another_package_on_rank_1(folder: str, shard_set: str) -> str:
+    if distributed.rank() == 1:  # found before the one that is installed
+        info = Path(folder) / "node" / "webdataset-0.0.1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: webdataset\nVersion: 0.0.1\n")
+        sys.path.insert(0, str(info.parent))
+    try:
+        train(tiny.config(Path(folder) / str(distributed.rank()), "simclr", Path(shard_set)), Path(folder) / "run")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_ranks_with_other_packages_are_found_at_the_start(tmp_path):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    sentences = run_ranks(another_package_on_rank_1, 2, str(tmp_path), str(tiny.shards(tmp_path / "shards")))
+    installed = importlib.metadata.version("webdataset")
+    assert all(f"differ in webdataset 0.0.1, webdataset {installed}:" in sentence for sentence in sentences)
+    assert not (tmp_path / "run").exists()
+
+
+def a_folder_of_its_own_on_rank_1(folder: str, shard_set: str) -> str:
+    own = Path(folder) / str(distributed.rank())  # as on a disk of each node
+    own.mkdir()
+    trainer.VISIBLE_WITHIN = 1.0  # in this process only
+    try:
+        train(tiny.config(own, "simclr", Path(shard_set)), own / "run")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_a_folder_that_some_ranks_do_not_see(tmp_path):
+    sentences = run_ranks(a_folder_of_its_own_on_rank_1, 2, str(tmp_path), str(tiny.shards(tmp_path / "shards")))
+    assert all(s.startswith("rank 1 does not see") and "that all nodes share" in s for s in sentences), sentences
+
+
+def start_on_a_port_in_use(port: int) -> str:
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        distributed.init()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # given back at the end
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert start_on_a_port_in_use(port).startswith(f"port {port} is in use on 127.0.0.1: set MASTER_PORT")
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
