@@ -15,6 +15,7 @@ from torch import nn
 from dinov2.names import check_options, suggest
 from eval.decoders.base import Decoder
 from eval.decoders.change import ConcatNeck, DifferenceNeck
+from eval.decoders.conv_transpose import ConvTranspose
 from eval.decoders.fcn import FCN
 from eval.decoders.linear import LinearClassifier, PixelMLP
 from eval.decoders.muster import Muster
@@ -27,6 +28,7 @@ DECODERS: dict[str, Callable[..., Decoder]] = {
     "linear": PixelMLP,
     "mlp": partial(PixelMLP, hidden=(1024,)),
     "fcn": FCN,
+    "conv_transpose": ConvTranspose,
     "segformer": SegFormer,
     "upernet": UPerNet,
     "muster": Muster,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eval.decoders import build_decoder, build_neck
 from eval.decoders.base import resize
+from eval.decoders.conv_transpose import halving_neck, plain_neck
 from eval.decoders.temporal import LTAE
 from eval.decoders.unet import UNetEncoder
 from tests.golden.harness import Adapter, Fixture
@@ -91,10 +92,13 @@ NAMES = {
         r"\.conv\.4\.": ".1.1.",
     },
 }
+# ConvTransformerTokensToEmbeddingNeck has its layers in two groups of four, GeospatialNeck in a group per step
+PLAIN_NECK_NAMES = {r"^fpn(\d)\.(\d)\.": lambda m: f"{4 * int(m[1]) - 4 + int(m[2])}.", r"(\d\.)ln\.": r"\1"}
+HALVING_NECK_NAMES = {r"^layers\.(\d)\.(\d)\.": lambda m: f"{3 * int(m[1]) + int(m[2])}."}
 NAMES["reg_upernet"] = NAMES["siam_upernet"] = NAMES["upernet"]
 
 
-def load(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+def load(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
     """The original's parameters, strictly. Its biases before a batch normalisation move into the running mean."""
     wanted, ours = module.state_dict(), {}
     for name, tensor in state.items():
@@ -254,6 +258,26 @@ def ltae(fixture: Fixture) -> dict[str, Tensor]:
     return out
 
 
+@torch.no_grad()
+def prithvi_necks(fixture: Fixture) -> dict[str, Tensor]:
+    c, geo = fixture.config, fixture.config["geo_neck"]
+    frames = fixture.inputs["tokens"][:, 1:].unflatten(1, (c["frames"], c["Hp"], c["Wp"]))  # [B, T, h, w, D]
+    maps = frames.movedim(-1, 1).flatten(1, 2)  # [B, D * T, h, w], all dates of a feature together
+    necks = {
+        "conv_neck": (plain_neck(maps.shape[1], c["conv_neck"]["output_embed_dim"]), PLAIN_NECK_NAMES),
+        "geo_neck": (
+            halving_neck(
+                maps.shape[1], geo["first_conv_channels"], steps=geo["num_convs"], convs=geo["num_convs_per_upscale"]
+            ),
+            HALVING_NECK_NAMES,
+        ),
+    }
+    for name, (module, names) in necks.items():
+        state = {k.removeprefix(f"{name}."): t for k, t in fixture.state.items() if k.startswith(name)}
+        load(module, state, names)
+    return {f"out/{name}": module(maps) for name, (module, _) in necks.items()}
+
+
 ADAPTERS: dict[tuple[str, str], Adapter] = {
     ("decoders", "fcn"): fcn,
     ("decoders", "linear_classifier"): linear_classifier,
@@ -265,4 +289,5 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {
     ("decoders", "siam_upernet"): upernet,
     ("decoders", "unet"): unet,
     ("decoders", "upernet"): upernet,
+    ("encoders", "prithvi_necks"): prithvi_necks,
 }

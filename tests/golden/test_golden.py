@@ -31,7 +31,6 @@ LATER = {
     ("encoders", "phileo_cnn"),
     ("encoders", "phileo_geoaware_unet"),
     ("encoders", "phileo_vit"),
-    ("encoders", "prithvi_necks"),
     ("layouts", "phileo_geoaware_unet"),
 }
 

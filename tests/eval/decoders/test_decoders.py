@@ -7,11 +7,12 @@ from eval.decoders.base import Pyramid, resize
 SMALL = {
     "mlp": {"hidden": (12,)},
     "fcn": {"channels": 8, "convs": 2},
+    "conv_transpose": {"channels": 8, "convs": 2},
     "segformer": {"channels": 8},
     "upernet": {"channels": 8},
     "muster": {"channels": 8, "window": 3, "heads": (4, 2, 2, 1)},
 }
-MAPS = ["linear", "mlp", "fcn", "segformer", "upernet", "muster", "unet"]
+MAPS = ["linear", "mlp", "fcn", "conv_transpose", "segformer", "upernet", "muster", "unet"]
 WIDTHS = [16] * 4
 
 
