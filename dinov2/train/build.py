@@ -21,7 +21,7 @@ from dinov2.env import expand
 from dinov2.models import build_encoder, timeseries
 from dinov2.models.state import load_strict
 from dinov2.models.vit import VisionTransformer
-from dinov2.models.weights import load_weights
+from dinov2.models.weights import load_series_weights, load_weights
 from dinov2.objectives.base import Objective
 from dinov2.objectives.two_view import ROWS, TwoView
 from dinov2.sensors import suggest
@@ -97,11 +97,17 @@ def build_model(model: DictConfig) -> tuple[VisionTransformer, dict[str, Tensor]
 
 def build_series_model(model: DictConfig, options: Series) -> timeseries.SeriesEncoder:
     """The series encoder that the ``model`` section describes, for the sensors and bands of the ``series`` section."""
-    if model.weights:
-        raise ValueError(f"model.weights {model.weights}: an encoder of pixel series starts from random weights")
     names = ("embed_dim", "width", "depth", "num_heads", "pooling", "fusion", "days")
-    given = {name: model[name] for name in names if model[name] is not None}
-    return cast(timeseries.SeriesEncoder, build_encoder(timeseries.NAME, inputs=options.inputs, **given))
+    given = {"inputs": options.inputs} | {name: model[name] for name in names if model[name] is not None}
+    if not model.weights:
+        return cast(timeseries.SeriesEncoder, build_encoder(timeseries.NAME, **given))
+    source = load_series_weights(expand(model.weights))
+    differing = [
+        f"{key} {value!r}, not {given[key]!r}" for key, value in source.config.items() if given.get(key, value) != value
+    ]
+    if differing:
+        raise ValueError(f"model.weights {model.weights} has {'; '.join(differing)}: set model.* and series.* to it")
+    return source.train()
 
 
 def build_objective(cfg: DictConfig) -> Objective:

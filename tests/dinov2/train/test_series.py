@@ -11,8 +11,9 @@ from dinov2 import distributed
 from dinov2.data.render import render
 from dinov2.models.export import load_export
 from dinov2.models.timeseries import SeriesEncoder
+from dinov2.models.zoo.tessera import RELEASES
 from dinov2.train import schema
-from dinov2.train.build import build
+from dinov2.train.build import build, build_objective
 from dinov2.train.dry_run import dry_run
 from dinov2.train.trainer import train
 from tests import tiny_series
@@ -66,12 +67,44 @@ def test_dry_run_counts_the_parameters(tmp_path, capsys):
     assert facts["trainable parameters"] > 1000 and "dry run" in capsys.readouterr().out
 
 
+def test_training_goes_on_from_the_weights_of_a_run(tmp_path):
+    cfg = tiny_series.config(tmp_path, "barlow", tiny_series.shards(tmp_path / "shards"), steps=2)
+    train(cfg, tmp_path / "run")
+    cfg.model.weights, cfg.train.seed = str(tmp_path / "run"), 5
+    held = load_file(tmp_path / "run" / "model_final.safetensors")
+    found = build(cfg).objective.encoder
+    assert found.training and all(torch.equal(v, held[k]) for k, v in found.state_dict().items())
+    train(cfg, tmp_path / "more")
+    after = load_file(tmp_path / "more" / "model_final.safetensors")
+    assert held.keys() == after.keys() and not torch.equal(held["dim_reducer.0.weight"], after["dim_reducer.0.weight"])
+    cfg.model.days, cfg.series.optical_bands = "raw", ["B04", "B02", "B08"]
+    with pytest.raises(ValueError, match="has inputs .*'B02', 'B04', 'B08'.*, not .*; days 'cyclic', not 'raw': set"):
+        build(cfg)
+
+
+@pytest.mark.slow
+def test_released_weights_are_a_start_where_an_export_can_hold_them(tmp_path):
+    for name in ("btfm_v1", "tessera_v1_1_mpc"):
+        torch.save(RELEASES[name].build().state_dict(), tmp_path / f"{name}.pt")
+    raw = tiny_series.raw_config("barlow", tiny_series.shards(tmp_path / "shards"))
+    raw["series"] = {}
+    sizes = {"embed_dim": 128, "width": 512, "depth": 8, "num_heads": 8, "days": "raw"}
+    raw["model"] = {"arch": "timeseries", "weights": f"btfm_v1@{tmp_path}/btfm_v1.pt", **sizes}
+    encoder = build_objective(schema.load(write_config(tmp_path / "c.yaml", raw))).encoder
+    held = torch.load(tmp_path / "btfm_v1.pt", weights_only=True)
+    assert all(torch.equal(v, held[k]) for k, v in encoder.state_dict().items())
+    assert encoder.config["hidden"] == 4096 and encoder.config["padding"] == "repeat"  # which no option names
+    raw["model"]["weights"] = f"tessera_v1_1_mpc@{tmp_path}/tessera_v1_1_mpc.pt"
+    with pytest.raises(ValueError, match="does not fit this architecture; .*temporal_context"):
+        build_objective(schema.load(write_config(tmp_path / "c.yaml", raw)))
+
+
 @pytest.mark.parametrize(
     "part, key, value, message",
     [
         ("objective", "name", "mae", "objective mae has no views of pixel series"),
         ("objective", "size", 32, "objective.size is of images"),
-        ("model", "weights", "runs/x", "starts from random weights"),
+        ("model", "weights", "runs/x", "there is no such exported encoder"),
         ("model", "pooling", "max", "pooling 'max' is not one of"),
         ("series", "optical_bands", ["B02", "B8A"], "no band B8A, which the encoder sees"),
         ("series", "radar", "sentinel1", "unknown sensor 'sentinel1'"),
