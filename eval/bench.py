@@ -52,8 +52,8 @@ class Bench:
 
     def trial(self, model: Model, dataset: EvalDataset, evaluation: schema.Evaluation) -> Trial:
         """The model on the dataset, joined and checked on first use."""
-        sizing, running, window = evaluation.model["size"], evaluation.running, evaluation.task.get("crop_size")
-        key = (model.digest, repr(sorted(evaluation.dataset.items())), evaluation.missing, str(sizing), str(window))
+        treatment, running, window = evaluation.model, evaluation.running, evaluation.task.get("crop_size")
+        key = (model.digest, *(repr(sorted(part.items())) for part in (evaluation.dataset, treatment)), str(window))
         if key not in self.trials:
             self.trials = {k: v for k, v in self.trials.items() if k[0] == model.digest}
             self.trials[key] = Trial.of(
@@ -61,8 +61,10 @@ class Bench:
                 dataset,
                 self.device,
                 missing=evaluation.missing,
-                sizing=sizing,
+                sizing=treatment["size"],
                 window=window,
+                stride=treatment["stride"],
+                normalisation=treatment["normalisation"],
                 batch_size=running["batch_size"],
                 workers=running["workers"],
                 key=key,

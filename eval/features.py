@@ -45,21 +45,23 @@ class Trial:
         missing: str = "error",
         sizing: str | None = None,
         window: int | None = None,
+        stride: int | None = None,
+        normalisation: str = "model",
         batch_size: int = 64,
         workers: int = 0,
         key: tuple[str, ...] = (),
     ) -> Trial:
         """Join both, and look at the first training images; impossible input is an error that names its band.
 
-        ``missing``, ``sizing`` and ``window`` as in :func:`eval.joining.join`.
+        ``missing``, ``sizing``, ``window``, ``stride`` and ``normalisation`` as in :func:`eval.joining.join`.
         """
-        joined = join(model, dataset, missing, sizing, window)
+        joined = join(model, dataset, missing, sizing, window, stride, normalisation)
         rows = [list(range(min(batch_size, len(dataset.splits["train"]))))]
         first = next(steps(dataset.splits["train"], joined, device, rows, frames=dataset.frames))[0].views[VIEW]
         flat = first if dataset.frames == 1 else folded(first)
         received = joined.received(flat["imgs"])
         shown = {**flat, "imgs": crop(flat["imgs"], (0, 0), joined.window)} if joined.window else flat
-        key = key or (model.digest, dataset.view_hash, missing, str(sizing), str(window))
+        key = key or (model.digest, dataset.view_hash, missing, str(sizing), str(window), str(stride), normalisation)
         example = {name: x[:1] for name, x in shown.items()}
         return cls(model.fitted(shown), dataset, joined, device, received, example, key, batch_size, workers)
 

@@ -23,6 +23,7 @@ from eval.datasets import EvalDataset
 from eval.networks import Model
 
 MISSING = ("error", "drop", "zero")  # what to do about a band that the encoder expects and the dataset lacks
+NORMALISATIONS = ("model", "dataset")  # whose statistics standardise what an encoder receives
 SIZING = ("resize", "tile", "interpolate")  # how images of another size than the encoder's are treated
 WHOLE = "whole images"  # in a row's sizing: tiles were asked for, but nothing says how large
 ZEROS = "zeros"  # in a row's bands: what stands for a band that the dataset lacks
@@ -42,8 +43,8 @@ class Join:
     ``images``, ``bands`` and ``size`` choose the pixels, as :func:`dinov2.data.views.full_view` takes them; ``norm``
     standardises them, ``scaling`` (a key of ``SCALINGS``) comes after; ``words`` tell where the statistics are from.
     ``channels`` are what the model receives in its order, None where it receives zeros; ``expected`` the names that it
-    has for them. ``window`` is the side of the tiles that the model is shown one by one, None: whole images; ``sizing``
-    tells what becomes of the size.
+    has for them. ``window`` is the side of the tiles that the model is shown one by one, None: whole images; ``stride``
+    how far apart they are, None: as far as possible; ``sizing`` tells what becomes of the size.
     """
 
     images: list[str]
@@ -55,6 +56,7 @@ class Join:
     expected: tuple[str, ...]
     scaling: str = "standardise"
     window: int | None = None
+    stride: int | None = None
     sizing: str = "as it is"
 
     def view(self, view: View) -> View:
@@ -93,19 +95,36 @@ class Join:
 
 
 def join(
-    model: Model, dataset: EvalDataset, missing: str = "error", sizing: str | None = None, window: int | None = None
+    model: Model,
+    dataset: EvalDataset,
+    missing: str = "error",
+    sizing: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    normalisation: str = "model",
 ) -> Join:
     """How ``dataset`` becomes the input of ``model``.
 
     ``missing``: what to do about a band that the model expects and the dataset lacks, one of ``MISSING``; a model that
     tells bands apart by wavelength goes without those that have none under ``drop``. ``sizing``: one of ``SIZING``, and
-    ``window``: see :func:`sized`. ValueError names a band that the dataset lacks, that the model cannot take, or whose
-    unit does not fit.
+    ``window``: see :func:`sized`; ``stride`` of such windows. ``normalisation``: one of ``NORMALISATIONS``, by the
+    encoder's statistics where it has some, or by those of the training images. ValueError names a band that the dataset
+    lacks, that the model cannot take, or whose unit does not fit.
     """
     if missing not in MISSING:
         raise ValueError(f"model.missing is {missing!r}{suggest(missing, MISSING)} Known: {', '.join(MISSING)}")
+    if normalisation not in NORMALISATIONS:
+        near = suggest(normalisation, NORMALISATIONS)
+        raise ValueError(f"model.normalisation is {normalisation!r}{near} Known: {', '.join(NORMALISATIONS)}")
     joined = join_bands(model, dataset, missing)
-    return replace(joined, **sized(model, dataset, sizing, window))
+    if normalisation == "dataset":
+        if joined.scaling == "clip":
+            raise ValueError(f"model.normalisation=dataset: {model.name} takes no standardised values, but 0 to 1")
+        joined = replace(joined, norm=dataset.normalisation(), words=f"{joined.scaling} (dataset)")
+    size = sized(model, dataset, sizing, window)
+    if stride and not (size["window"] and stride <= size["window"]):
+        raise ValueError(f"model.stride is {stride}: it goes with model.size=tile and is at most the size of a tile")
+    return replace(joined, stride=stride, **size)
 
 
 def join_bands(model: Model, dataset: EvalDataset, missing: str) -> Join:

@@ -90,15 +90,20 @@ OF_KIND: Mapping[str, tuple[str, ...]] = {  # what a dataset of each kind can be
 
 
 def build_loss(
-    name: str, *, ignore_index: int = -1, distribution: Sequence[float] | None = None
+    name: str,
+    *,
+    ignore_index: int = -1,
+    distribution: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Loss ``name`` of (logits, target); ``distribution``: class shares, for the weighted one."""
+    """Loss ``name`` of (logits, target); the weighted one by ``weights`` ``[K]`` or class shares, ``distribution``."""
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}{suggest(name, list(LOSSES))}")
     if name == "mse":
         return mean_squared_error
     if name == "weighted_cross_entropy":
-        if distribution is None:
+        if weights is None and distribution is None:
             raise ValueError("weighted_cross_entropy needs the class shares of the training set; the dataset has none")
-        return partial(cross_entropy, ignore_index=ignore_index, weight=class_weights(distribution))
+        weight = torch.tensor(weights) if weights is not None else class_weights(distribution or ())
+        return partial(cross_entropy, ignore_index=ignore_index, weight=weight)
     return partial(LOSSES[name], ignore_index=ignore_index)

@@ -20,7 +20,7 @@ from eval.tasks.decoder import Options
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "eval"
 TASKS: Mapping[str, Callable[..., Any]] = {"knn": knn, "linear": linear, "decoder": Options}  # what has their options
-COUNTS = ("batch_size", "crop_size", "epochs", "evaluate_every", "k", "resamples")  # of at least one
+COUNTS = ("batch_size", "crop_size", "epochs", "evaluate_every", "k", "resamples", "stride")  # of at least one
 LISTS = ("learning_rates", "poolings", "seeds")  # of at least one
 PLACES = ("root", "val_root", "test_root")  # where data lies does not change a result; what it is does (data_hash)
 
@@ -40,6 +40,8 @@ class Treatment:
 
     missing: str = "error"  # bands that the encoder expects and the dataset lacks: error | drop | zero
     size: str | None = None  # resize | tile | interpolate (None: resize for released encoders, interpolate for others)
+    stride: int | None = None  # pixels between the windows of size=tile (None: the fewest that cover an image)
+    normalisation: str = "model"  # model: the encoder's own, where it has one | dataset: of the training images
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         ],
     )
     plain = config.plain(config.merge(schema, *layers, origin=origin))
-    for prefix, options in (("", plain), ("task.", plain["task"]), ("running.", plain["running"])):
+    sections = (("", plain), *((f"{name}.", plain[name]) for name in ("task", "model", "running")))
+    for prefix, options in sections:
         for key, value in options.items():
             if (key in COUNTS and value is not None and value < 1) or (key in LISTS and not value):
                 raise ValueError(f"{origin}: {prefix}{key} is {value}; give at least {'1' if key in COUNTS else 'one'}")

@@ -24,7 +24,7 @@ from eval.reading import TARGET, VIEW, batches
 from eval.tasks.encoding import encode
 from eval.tasks.heads import Head, build_head
 
-FORMAT = "eossl-trained/1"
+FORMAT = "eossl-trained/2"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Trained:
     ``joined`` says which bands it takes, in which order and size, and how they are normalised; ``kind``, ``classes``
     and ``unit`` what it predicts; ``frames`` of how many dates, ``dense`` whether per pixel. ``source`` is the
     ``--model-obj`` entry and the seed that the encoder was made from, ``whole`` says that it has learnt too, or
-    was made for images like the one whose shape and channel ids are the ``example``.
+    was made for images like the one whose shape and channel ids are the ``example``. ``side`` is that of the training
+    images in pixels, before they were resized or cut.
     """
 
     model: Model
@@ -48,14 +49,17 @@ class Trained:
     source: tuple[str, int]
     whole: bool
     example: tuple[list[int], list[int]]
+    side: int
 
     @classmethod
     def of(cls, trial: Trial, model: Model, head: Head, whole: bool, source: tuple[str, int]) -> Trained:
         """After training on a trial."""
         d, view = trial.dataset, trial.example
         example = list(view["imgs"].shape[1:]), view["chn_ids"][0].tolist()
-        dense = d.splits["train"].dense
-        return cls(model, head, trial.joined, d.kind, d.classes, d.unit, d.frames, dense, source, whole, example)
+        train = d.splits["train"]
+        side = max(image.shape[-1] for image in train[0].images.values())
+        facts = (d.kind, d.classes, d.unit, d.frames, train.dense, source, whole, example, side)
+        return cls(model, head, trial.joined, *facts)
 
     @torch.inference_mode()
     def predict(
@@ -73,7 +77,8 @@ class Trained:
         self.model.network.eval()
         shape = (shape or tuple(view["imgs"].shape[-2:])) if self.dense else ()
         extras = {name: x for name, x in (("days", days), ("padding", padding)) if x is not None}
-        return encode(self.model, view, shape, self.joined.window, **extras).predict(self.head.eval())
+        encoded = encode(self.model, view, shape, self.joined.window, self.joined.stride, **extras)
+        return encoded.predict(self.head.eval())
 
     def predictions(self, split: Split, device: torch.device, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
         """Logits of a split in its order."""
@@ -88,7 +93,8 @@ class Trained:
         if self.whole:
             states["encoder"] = self.model.network.state_dict()
         tensors = {f"{part}.{k}": x.cpu().contiguous() for part, state in states.items() for k, x in state.items()}
-        facts = {k: getattr(self, k) for k in ("kind", "classes", "unit", "frames", "dense", "source", "example")}
+        names = ("kind", "classes", "unit", "frames", "dense", "source", "example", "side")
+        facts: dict[str, Any] = {name: getattr(self, name) for name in names}
         facts |= {"digest": self.model.digest, "head": self.head.recipe, "whole": self.whole}
         facts |= {"joined": join_to_dict(self.joined), "about": about}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,7 @@ def load_trained(run: str | Path, device: torch.device | str = "cpu") -> Trained
     for name, module in {"head": head, **({"encoder": model.network} if facts["whole"] else {})}.items():
         mine = {k.removeprefix(f"{name}."): x for k, x in tensors.items() if k.startswith(f"{name}.")}
         module.load_state_dict(mine)
-    kept = {k: facts[k] for k in ("kind", "unit", "frames", "dense", "whole")}
+    kept = {k: facts[k] for k in ("kind", "unit", "frames", "dense", "whole", "side")}
     joined = join_from_dict(facts["joined"])
     return Trained(model, head, joined, **kept, classes=tuple(facts["classes"]), source=source, example=(shape, ids))
 
@@ -139,7 +145,7 @@ def only_file(run: Path) -> Path:
 
 def join_to_dict(joined: Join) -> dict[str, Any]:
     """A join in plain values."""
-    names = ("images", "bands", "size", "words", "expected", "scaling", "window", "sizing")
+    names = ("images", "bands", "size", "words", "expected", "scaling", "window", "stride", "sizing")
     plain = {name: getattr(joined, name) for name in names}
     channels = [c and {"spec": c.spec.to_dict(), "name": c.name} for c in joined.channels]
     return plain | {"norm": joined.norm.to_dict(), "channels": channels}

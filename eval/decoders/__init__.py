@@ -20,7 +20,7 @@ from eval.decoders.fcn import FCN
 from eval.decoders.linear import LinearClassifier, PixelMLP
 from eval.decoders.muster import Muster
 from eval.decoders.segformer import SegFormer
-from eval.decoders.temporal import LTAE, LinearNeck, LTAENeck
+from eval.decoders.temporal import LTAE, LinearNeck, LTAENeck, StackNeck
 from eval.decoders.unet import UNet
 from eval.decoders.upernet import UPerNet
 
@@ -37,9 +37,11 @@ DECODERS: dict[str, Callable[..., Decoder]] = {
 }
 PYRAMIDAL = ("segformer", "upernet", "muster", "unet")  # those that work on a pyramid and can be given one
 PER_IMAGE = ("linear_classifier",)  # those whose logits are per image; all others make maps
+OF_FRAMES = ("linear", "stack")  # necks made for a number of dates
 NECKS: dict[str, Callable[..., nn.Module]] = {
     "ltae": LTAENeck,
     "linear": LinearNeck,
+    "stack": StackNeck,
     "difference": DifferenceNeck,
     "concat": ConcatNeck,
 }

@@ -107,6 +107,22 @@ class LTAENeck(nn.Module):
         return [self.ltae(x, dates, padding) for x in frames]
 
 
+class StackNeck(nn.Module):
+    """The dates of a fixed number as channels, all dates of a feature together (Prithvi's fine-tuned segmenters)."""
+
+    def __init__(self, in_channels: Sequence[int], *, frames: int) -> None:
+        super().__init__()
+        self.out_channels = [frames * width for width in in_channels]
+
+    def forward(
+        self, features: Sequence[Tensor], dates: Tensor | None = None, padding: Tensor | None = None
+    ) -> list[Tensor]:
+        """``[B, T, D_i, h, w]`` per level -> ``[B, D_i * T, h, w]``; padded dates are 0, ``dates`` are not used."""
+        if padding is not None:
+            features = [x.masked_fill(padding[:, :, None, None, None], 0.0) for x in features]
+        return [x.transpose(1, 2).flatten(1, 2) for x in features]
+
+
 class LinearNeck(nn.Module):
     """A weighted sum over a fixed number of dates plus a bias, the same for all levels, channels and positions."""
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from dinov2.config import fingerprint
 from dinov2.data.batch import Batch
+from eval.decoders import OF_FRAMES
 from eval.features import Trial
 from eval.losses import OF_KIND, build_loss
 from eval.reading import TARGET, VIEW, progress, steps
 from eval.scoring import HEADLINE, Outcome, check_labelled, merit, state
-from eval.tasks.crops import training_crops
+from eval.tasks.crops import flips, training_crops
 from eval.tasks.encoding import Encoded, Store, encode
 from eval.tasks.heads import Group, Head, Learner, Wanted, build_head
 from eval.tasks.targets import check_batch, class_shares, moments
@@ -74,15 +75,16 @@ class Course:
                 decoder=o.decoder,
                 decoder_options=o.decoder_options or {},
                 neck=o.neck,
-                neck_options=({"frames": dataset.frames} if o.neck == "linear" else {}) | (o.neck_options or {}),
+                neck_options=({"frames": dataset.frames} if o.neck in OF_FRAMES else {}) | (o.neck_options or {}),
                 pyramid=self.trial.model.pyramid,
                 moments=moments(dataset, one.rows) if self.kind == "regression" else (0.0, 1.0),
                 seed=one.seed,
             ).to(self.trial.device)
             for _ in rates
         ]
-        shares = class_shares(dataset, one.rows).tolist() if self.loss == "weighted_cross_entropy" else None
-        criterion = build_loss(self.loss, distribution=shares)
+        weighted = self.loss == "weighted_cross_entropy" and o.class_weights is None
+        shares = class_shares(dataset, one.rows).tolist() if weighted else None
+        criterion = build_loss(self.loss, distribution=shares, weights=o.class_weights)
         return Group(one, heads, rates, criterion, self.parameters, o)
 
     @torch.inference_mode()
@@ -134,9 +136,9 @@ class Course:
         """What an epoch shows of these training images, None where the encoder learns or memory has no room for it."""
         if self.parameters or self.full:
             return None
-        still = self.side is None  # every epoch shows the same
+        still = self.side is None and not self.options.flip  # every epoch shows the same
         self.store.drop((*self.trial.key, "crops"))
-        shown = "whole" if still else f"{self.options.crop} {self.side} {epoch}"
+        shown = "whole" if still else f"{self.options.crop} {self.side} {self.options.flip} {epoch}"
         key = (*self.trial.key, "train" if still else "crops", fingerprint([rows, shown]))
         batches = [rows[i : i + self.trial.batch_size] for i in range(0, len(rows), self.trial.batch_size)]
         kept = self.store.get(key, len(rows), lambda: (part for part in self.shown(batches, [epoch] * len(batches))))
@@ -152,7 +154,7 @@ class Course:
             workers=self.trial.workers, frames=self.trial.dataset.frames,
         )  # fmt: skip
         for batches, epoch in zip(made, epochs, strict=False):
-            parts = [self.cropped(batch, epoch) for batch in batches]
+            parts = [self.mirrored(self.cropped(batch, epoch), epoch) for batch in batches]
             window = self.trial.joined.window if self.options.crop == "none" else None  # whole images as in the test
             with torch.set_grad_enabled(bool(self.parameters)):
                 encoded = Encoded.join([self.encode(batch, window) for batch in parts])
@@ -168,12 +170,20 @@ class Course:
         )
         return replace(batch, views={VIEW: {**view, "imgs": imgs}}, labels={TARGET: target})
 
+    def mirrored(self, batch: Batch, epoch: int) -> Batch:
+        """Some of the images left to right, where the options say so; the same for all heads."""
+        if not self.options.flip:
+            return batch
+        imgs, target = flips(batch.views[VIEW]["imgs"], batch.labels[TARGET], batch.positions, epoch)
+        return replace(batch, views={VIEW: {**batch.views[VIEW], "imgs": imgs}}, labels={TARGET: target})
+
     def encode(self, batch: Batch, window: int | None = None) -> Encoded:
         """Maps and target of a batch."""
         check_batch(batch, self.trial.dataset, self.options.neck)
         target = batch.labels[TARGET]
         shape = tuple(target.shape[1:]) if self.trial.dataset.splits["train"].dense else ()
-        return encode(self.trial.model, batch.views[VIEW], shape, window, target=target, **batch.meta)
+        stride = self.trial.joined.stride
+        return encode(self.trial.model, batch.views[VIEW], shape, window, stride, target=target, **batch.meta)
 
     def encodings(self, split: str) -> Iterable[Encoded]:
         """A split in its order, in windows where the encoder takes no other size; a list if it is kept in memory."""

@@ -71,6 +71,19 @@ def training_crops(
     return torch.stack(pixels), torch.stack(targets)
 
 
+def flips(imgs: Tensor, target: Tensor, positions: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    """``imgs`` ``[B, ..., H, W]`` and ``target`` ``[B, H, W]`` or per image, every other one mirrored left to right.
+
+    Which depends on the epoch and a sample's position alone.
+    """
+    drawn = [bool(generator((0, epoch, position), "flip", 0).integers(2)) for position in positions.tolist()]
+    which = torch.tensor(drawn, device=imgs.device)
+    imgs = torch.where(which.view(-1, *[1] * (imgs.ndim - 1)), imgs.flip(-1), imgs)
+    if target.ndim == 3:
+        target = torch.where(which.cpu()[:, None, None], target.flip(-1), target)
+    return imgs, target
+
+
 def window(target: Tensor, corner: Corner, size: int) -> Tensor:
     """``[H, W] -> [size, size]`` from ``corner``; unlabelled beyond the border."""
     y, x = corner

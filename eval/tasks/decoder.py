@@ -27,13 +27,18 @@ class Options:
     neck_options: dict[str, Any] | None = None  # its own arguments
     train: str = "frozen"  # of the encoder: frozen | finetune | patch_embed | scratch (from random weights)
     loss: str | None = None  # one of eval.losses.LOSSES (None: the first that fits the kind of the dataset)
+    class_weights: tuple[float, ...] | None = None  # of weighted_cross_entropy (None: inverse shares of the labels)
     crop: str = "none"  # what a training image shows: none (all of it) | random | focus | importance
     crop_size: int | None = None  # side of such a window in pixels (None: the encoder's)
+    flip: bool = False  # every other training image, drawn anew in each epoch, is mirrored left to right
     epochs: int = 80
     batch_size: int = 8
     learning_rates: tuple[float, ...] = (1e-4,)  # the best by validation is tested
     encoder_lr: float = 1.0  # factor of the encoder's learning rate where it is trained
+    optimizer: str = "adamw"  # one of eval.tasks.heads.OPTIMIZERS
     weight_decay: float = 0.05
+    schedule: str = "steps"  # of the learning rate, one of eval.tasks.heads.SCHEDULES
+    warmup: int = 0  # steps over which the learning rate rises from nearly 0
     evaluate_every: int = 5  # epochs between validations; the best of them is tested
 
 

@@ -22,14 +22,16 @@ class Encoded:
     """B images of one size.
 
     ``features`` per level ``[B, n, D, h, w]`` of n windows, of series ``[B, n, T, D, h, w]``; ``size`` (H, W) of the
-    images; ``window`` the windows' side, None where an image is not divided (n = 1); ``shape`` of a target: (H', W'),
-    or () where it is one per image. ``target`` ``[B, *shape]`` or ``[B, K]``; ``days`` and ``padding`` ``[B, T]``.
+    images; ``window`` the windows' side, None where an image is not divided (n = 1), ``stride`` the pixels between them
+    (None: the fewest windows); ``shape`` of a target: (H', W'), or () where it is one per image. ``target``
+    ``[B, *shape]`` or ``[B, K]``; ``days`` and ``padding`` ``[B, T]``.
     """
 
     features: list[Tensor]
     size: tuple[int, int]
     shape: tuple[int, ...]
     window: int | None = None
+    stride: int | None = None
     target: Tensor | None = None
     days: Tensor | None = None
     padding: Tensor | None = None
@@ -80,12 +82,12 @@ class Encoded:
             return logits[:, 0]
         if not self.shape:
             return logits.mean(1)
-        return resize(torch.stack([merged(x, self.size, self.window) for x in logits]), self.shape)
+        return resize(torch.stack([merged(x, self.size, self.window, self.stride) for x in logits]), self.shape)
 
 
-def merged(tiles: Tensor, size: tuple[int, int], window: int) -> Tensor:
+def merged(tiles: Tensor, size: tuple[int, int], window: int, stride: int | None) -> Tensor:
     """``[n, K, window, window] -> [K, *size]``: the mean where windows overlap."""
-    return torch.cat(list(stitch(zip(corners(*size, window), tiles, strict=True), *size, window)), 1)
+    return torch.cat(list(stitch(zip(corners(*size, window, stride), tiles, strict=True), *size, window)), 1)
 
 
 def look(model: Model, view: View) -> list[Tensor]:
@@ -102,17 +104,24 @@ def look(model: Model, view: View) -> list[Tensor]:
     return [m.unflatten(0, (b, t)) for m in model.maps(folded(view))]
 
 
-def encode(model: Model, view: View, shape: tuple[int, ...], window: int | None = None, **extras: Tensor) -> Encoded:
-    """A view as its decoder sees it; with ``window`` its images are covered by windows of this side."""
+def encode(
+    model: Model,
+    view: View,
+    shape: tuple[int, ...],
+    window: int | None = None,
+    stride: int | None = None,
+    **extras: Tensor,
+) -> Encoded:
+    """A view as its decoder sees it; with ``window`` its images are covered by windows, see :class:`Encoded`."""
     imgs = view["imgs"]
     size = (imgs.shape[-2], imgs.shape[-1])
-    places = corners(*size, window) if window else [(0, 0)]
+    places = corners(*size, window, stride) if window else [(0, 0)]
     tiles = torch.stack([crop(imgs, at, window) for at in places], 1) if window else imgs[:, None]  # [B, n, ...]
     flat = {name: x.repeat_interleave(len(places), 0) for name, x in view.items() if name != "imgs"}
     with torch.autocast(imgs.device.type, torch.bfloat16, enabled=imgs.is_cuda):
         maps = look(model, {**flat, "imgs": tiles.flatten(0, 1)})
     features = [m.unflatten(0, (len(imgs), -1)) for m in maps]
-    return Encoded(features, size, shape, window, **{name: x.to(imgs.device) for name, x in extras.items()})
+    return Encoded(features, size, shape, window, stride, **{name: x.to(imgs.device) for name, x in extras.items()})
 
 
 @dataclass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from eval.decoders import PYRAMIDAL, build_decoder, build_neck
 from eval.tasks.crops import labelled
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from eval.tasks.decoder import Options
 
 MILESTONES, DECAY = (0.6, 0.9), 0.1  # of all steps; the learning rate's factor there (Pangaea's protocol)
+WARM_FROM = 1e-6  # the factor that a warm-up starts from
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,  # its weight decay is a part of the gradient
+}
+SCHEDULES: Mapping[str, Callable[[int, int], float]] = {  # the factor of a learning rate at a step of so many
+    "steps": lambda step, steps: DECAY ** sum(step >= math.ceil(steps * m) for m in MILESTONES),
+    "linear": lambda step, steps: max(1 - step / steps, 0.0),  # to 0: polynomial decay of power 1
+}
+
+
+def factor(step: int, *, schedule: str, steps: int, warmup: int) -> float:
+    """Of the learning rate at a step: that of the ``schedule``, over ``warmup`` steps risen linearly."""
+    risen = min(step / warmup, 1.0) if warmup else 1.0
+    return SCHEDULES[schedule](step, steps) * (WARM_FROM + (1 - WARM_FROM) * risen)
 
 
 class Head(nn.Module):
@@ -71,18 +88,18 @@ def build_head(
 class Learner:
     """A head that learns at one learning rate, with the encoder's ``parameters`` where these are trained too.
 
-    AdamW; the rate falls to a tenth at 60 % and again at 90 % of ``steps``. The best by validation is kept.
+    Optimiser and schedule over ``steps`` steps are those of the ``options``. The best by validation is kept.
     """
 
     def __init__(
-        self, head: Head, rate: float, parameters: Sequence[nn.Parameter], *, factor: float, decay: float, steps: int
+        self, head: Head, rate: float, parameters: Sequence[nn.Parameter], options: Options, steps: int
     ) -> None:
-        groups: list[dict[str, Any]] = [{"params": list(head.parameters())}]
+        o, groups = options, [{"params": list(head.parameters()), "lr": rate}]
         if parameters:
-            groups.append({"params": list(parameters), "lr": factor * rate})
+            groups.append({"params": list(parameters), "lr": o.encoder_lr * rate})
         self.head, self.rate, self.finite = head, rate, True
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-        self.schedule = MultiStepLR(self.optimizer, [math.ceil(steps * m) for m in MILESTONES], DECAY)
+        self.optimizer: Any = OPTIMIZERS[o.optimizer](groups, weight_decay=o.weight_decay)  # type: ignore[call-arg]
+        self.schedule = LambdaLR(self.optimizer, partial(factor, schedule=o.schedule, steps=steps, warmup=o.warmup))
         self.best: tuple[float, int] = (-math.inf, 0)  # merit, and minus the epoch: of equal ones the first
         self.kept: list[dict[str, Tensor]] = []
         self.curve: list[tuple[int, float]] = []  # epoch, merit
@@ -141,14 +158,7 @@ class Group:
         self.batch_size = min(options.batch_size, len(one.rows))
         self.per_epoch = len(one.rows) // self.batch_size
         self.learners = [
-            Learner(
-                head,
-                rate,
-                parameters,
-                factor=options.encoder_lr,
-                decay=options.weight_decay,
-                steps=options.epochs * self.per_epoch,
-            )
+            Learner(head, rate, parameters, options, options.epochs * self.per_epoch)
             for head, rate in zip(heads, rates, strict=True)
         ]
         self.orders = self.permutations()

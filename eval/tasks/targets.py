@@ -19,6 +19,7 @@ from eval.joining import WHOLE
 from eval.losses import OF_KIND
 from eval.reading import TARGET, targets
 from eval.tasks.crops import CROPS, labelled
+from eval.tasks.heads import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from eval.tasks.decoder import Options
@@ -36,6 +37,14 @@ def check(trial: Trial, options: Options) -> None:
     known("train", options.train, TRAINED)
     known("crop", options.crop, ("none", *CROPS))
     known("loss", options.loss or OF_KIND[dataset.kind][0], OF_KIND[dataset.kind])
+    known("optimizer", options.optimizer, OPTIMIZERS)
+    known("schedule", options.schedule, SCHEDULES)
+    weights = options.class_weights
+    if weights is not None and (options.loss != "weighted_cross_entropy" or len(weights) != len(dataset.classes)):
+        raise ValueError(
+            f"task.class_weights are {len(weights)}: give one for each of the {len(dataset.classes)} classes of "
+            f"dataset {dataset.name}, with task.loss=weighted_cross_entropy"
+        )
     if dense == (options.decoder in PER_IMAGE):
         has = "a map per image" if dense else f"one target per image: set task.decoder={PER_IMAGE[0]}"
         raise ValueError(f"task.decoder={options.decoder} does not fit dataset {dataset.name}, which has {has}")

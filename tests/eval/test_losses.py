@@ -35,6 +35,8 @@ def test_weights_by_hand():
     weighted = build_loss("weighted_cross_entropy", distribution=[0.5, 0.25])  # weights 2 and 4
     expected = (4 * math.log(2) + 2 * math.log(4)) / 6
     assert weighted(logits, torch.tensor([[1, 0]])).item() == pytest.approx(expected)
+    given = build_loss("weighted_cross_entropy", weights=[2.0, 4.0])
+    assert given(logits, torch.tensor([[1, 0]])).item() == pytest.approx(expected)
 
 
 def test_dice_by_hand():

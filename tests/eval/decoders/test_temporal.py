@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eval.decoders import build_decoder, build_neck
-from eval.decoders.temporal import LTAE, date_encoding
+from eval.decoders.temporal import LTAE, StackNeck, date_encoding
 
 DAYS = torch.tensor([[3, 40, 200, 355], [10, 20, 30, 40]])
 
@@ -104,3 +104,14 @@ def test_neck_and_decoder_learn_which_date_matters(name):
         optimiser.step()
     neck.eval(), decoder.eval()
     assert (decoder(neck([x], days), (2, 2)).argmax(1) == target).double().mean() > 0.9
+
+
+def test_stacked_dates_lie_side_by_side_within_a_feature():
+    x = torch.arange(2 * 3 * 4 * 2 * 2).float().view(2, 3, 4, 2, 2)  # [B, T, D, h, w]
+    neck = StackNeck([4], frames=3)
+    (y,) = neck([x], padding=torch.tensor([[False, False, False], [False, False, True]]))
+    assert neck.out_channels == [12] and y.shape == (2, 12, 2, 2)
+    for t in range(3):
+        for d in range(4):
+            assert torch.equal(y[0, 3 * d + t], x[0, t, d])
+    assert (y[1, 2::3] == 0).all() and torch.equal(y[1, 0::3], x[1, 0])

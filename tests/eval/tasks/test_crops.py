@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from eval.datasets.base import IGNORE
-from eval.tasks.crops import focus, importance, labelled, random, training_crops
+from eval.tasks.crops import flips, focus, importance, labelled, random, training_crops
 
 NOTHING = torch.empty(0)
 
@@ -72,3 +72,17 @@ def test_a_target_per_image_stays():
         torch.rand(2, 3, 8, 8), labels, torch.tensor([0, 1]), kind="random", size=4, worth=NOTHING, epoch=1
     )
     assert x.shape == (2, 3, 4, 4) and y is not labels and torch.equal(y, labels)
+
+
+@pytest.mark.parametrize("dates", [(), (3,)])
+def test_images_are_mirrored_with_their_maps_by_epoch_and_position_alone(dates):
+    columns = torch.arange(5).expand(64, 4, 5)
+    imgs = columns[:, None].float().expand(64, 2, 4, 5) if not dates else columns[:, None, None].expand(64, 3, 2, 4, 5)
+    pixels, maps = flips(imgs, columns, torch.arange(64), epoch=1)
+    assert torch.equal(pixels[..., 0, :, :].reshape(64, -1, 4, 5)[:, 0].long(), maps)
+    mirrored = maps[:, 0, 0] == 4
+    assert 20 < mirrored.sum() < 44 and torch.equal(maps[~mirrored], columns[~mirrored])
+    assert torch.equal(flips(imgs[8:], columns[8:], torch.arange(8, 64), epoch=1)[1], maps[8:])
+    assert not torch.equal(flips(imgs, columns, torch.arange(64), epoch=2)[1], maps)
+    labels = torch.arange(64)
+    assert torch.equal(flips(imgs, labels, labels, epoch=1)[1], labels)  # a label of an image stays

@@ -10,7 +10,7 @@ from eval.scoring import score, states_of
 from eval.tasks.course import Course
 from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
-from eval.tasks.heads import Wanted
+from eval.tasks.heads import Wanted, factor
 from tests.dense import COUNTS, dataset
 
 VIT = "patch_size=4&img_size=16&embed_dim=32&depth=4&num_heads=2&attn_dim=32&attn_heads=2"
@@ -116,7 +116,12 @@ def test_the_encoders_rate_has_its_factor():
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"crop": "random", "crop_size": 8}, {"decoder": "fcn", "decoder_options": {"channels": 8, "convs": 1}}],
+    [
+        {},
+        {"crop": "random", "crop_size": 8},
+        {"flip": True},
+        {"decoder": "fcn", "decoder_options": {"channels": 8, "convs": 1}},
+    ],
 )
 def test_heads_side_by_side_are_those_that_learn_alone(options, memory):
     trial, given = trial_of(dataset()), Options(**{**QUICK, **options, "learning_rates": (1e-3, 1e-2)})
@@ -226,7 +231,7 @@ def test_labels_of_images_by_a_decoder(kind):
     assert logits[0].shape == (4, 3) and value(trial, logits) > (0.6 if kind == "classification" else 0.8)
 
 
-@pytest.mark.parametrize("neck", ["ltae", "linear"])
+@pytest.mark.parametrize("neck", ["ltae", "linear", "stack"])
 def test_series_of_different_length(neck):
     trial = trial_of(dataset(frames=3))
     options = {"heads": 4} if neck == "ltae" else None
@@ -289,3 +294,31 @@ def test_a_deep_copy_of_the_encoder_learns_alone():
     twin = dataclasses.replace(trial, model=copy.deepcopy(trial.model))
     (_, a), (_, b) = (run(t, train="finetune") for t in (trial, twin))
     assert torch.equal(a[0], b[0])
+
+
+def test_rates_follow_the_schedule_by_hand():
+    steps = [factor(i, schedule="steps", steps=10, warmup=0) for i in range(10)]
+    assert steps == pytest.approx([1.0] * 6 + [0.1] * 3 + [0.01])
+    linear = [factor(i, schedule="linear", steps=10, warmup=4) for i in range(11)]
+    warm = [(1 - i / 10) * (1 - (1 - i / 4) * (1 - 1e-6)) for i in range(4)]  # mmcv's poly of power 1 and its warm-up
+    assert linear == pytest.approx([*warm, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+
+
+def test_optimiser_and_schedule_are_those_asked_for():
+    trial = trial_of(dataset(), "pixelstats")
+    given = {"optimizer": "adam", "weight_decay": 0.0, "schedule": "linear", "epochs": 2}
+    course = Course(trial, Store(1 << 30), Options(**{**QUICK, **given}), "frozen")
+    (learner,) = course.run([Wanted(0, range(12))], [1e-2])
+    assert type(learner.optimizer) is torch.optim.Adam and learner.schedule.get_last_lr() == [0.0]  # 6 steps of 6
+    plain = Course(trial, Store(), Options(**QUICK), "frozen").group(Wanted(0, range(4)), [1e-2])
+    assert type(plain.learners[0].optimizer) is torch.optim.AdamW
+
+
+def test_overlapping_windows_are_as_far_apart_as_said():
+    trial = trial_of(dataset(size=(24, 24)), sizing="tile", stride=4)
+    course = Course(trial, Store(1 << 30), Options(**QUICK), "frozen")
+    assert next(iter(course.encodings("val"))).features[0].shape[1] == 9  # from 0, 4 and 8 in both directions
+    with pytest.raises(ValueError, match="model.stride is 17: it goes with model.size=tile and is at most"):
+        trial_of(dataset(size=(24, 24)), sizing="tile", stride=17)
+    with pytest.raises(ValueError, match="model.stride is 8: it goes with model.size=tile"):
+        trial_of(dataset(size=(24, 24)), stride=8)
