@@ -73,6 +73,8 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
         **identity,  # type: ignore[typeddict-item]
         **scores,
     )
+    if outcome.trained:
+        row["training_hash"] = cell.evaluation.training_hash
     cell.file.write(row)
     return row
 
@@ -93,13 +95,16 @@ def test_again(cell: Cell, bench: Bench) -> Row:
     """A finished cell's row: a decoder's with new scores of its kept head on the test images, normalised as in its
     training; any other task keeps no head, its row stays as it is.
 
-    ValueError where there is no row, or one of another config, model or labels (without a head: of other data, too).
+    A decoder's test images may be others than before (``dataset.test``). ValueError where there is no row, or one of
+    another config, model, labels or number of training images (without a head: of other data, too).
     """
     start, dataset = time.perf_counter(), bench.dataset(cell.evaluation.dataset)
     model, rows = bench.model(cell.source, cell.seed), limited(dataset, Labels(**cell.evaluation.labels))
     identity, decodes = identity_of(cell, dataset, model, rows), cell.evaluation.task["name"] == "decoder"
-    stored = cell.file.done({k: v for k, v in identity.items() if not decodes or k not in ("data_hash", "split_hash")})
-    if stored is None:
+    tested = {k: identity[k] for k in ("config_hash", "data_hash", "split_hash")}
+    learnt = {k: v for k, v in identity.items() if k not in tested} | {"training_hash": cell.evaluation.training_hash}
+    stored = cell.file.done(learnt if decodes else identity)
+    if stored is None or stored["n_train"] != len(rows):
         raise ValueError(
             f"there is no {cell.file.path} of this config, model and data to be tested: run it without --test-only"
         )
@@ -108,9 +113,8 @@ def test_again(cell: Cell, bench: Bench) -> Row:
     trained, running = load_trained(cell.file.trained, bench.device), cell.evaluation.running
     logits = trained.predictions(dataset.splits["test"], bench.device, running["batch_size"], running["workers"])
     scores = scored(cell, dataset, logits)
-    data = {"data_hash": dataset.data_hash, "split_hash": dataset.split_hash}
     seconds = round(time.perf_counter() - start, 2)
-    row: Row = {**stored, **data, **scores, "seconds": seconds}  # type: ignore[typeddict-item]
+    row: Row = {**stored, **tested, **scores, "seconds": seconds}  # type: ignore[typeddict-item]
     cell.file.write(row)
     return row
 

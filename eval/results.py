@@ -36,6 +36,7 @@ class Row(TypedDict):
     seed: int
     config: str
     config_hash: str
+    training_hash: NotRequired[str]  # of rows of decoders: the config without its test images
     split_hash: str
     data_hash: str
     model_hash: str

@@ -65,7 +65,16 @@ class Evaluation:
     @property
     def config_hash(self) -> str:
         """Identifies everything that decides a result, given model, data and seed."""
-        dataset = {k: v for k, v in self.dataset.items() if k not in PLACES}
+        return self.hash_without(*PLACES)
+
+    @property
+    def training_hash(self) -> str:
+        """... and what decides the training: all but the test images."""
+        return self.hash_without(*PLACES, "test")
+
+    def hash_without(self, *options: str) -> str:
+        """Twelve hex digits of all but these options of the dataset."""
+        dataset = {k: v for k, v in self.dataset.items() if k not in options}
         decides = {"dataset": dataset, "task": self.task, "resamples": self.resamples}
         for section, defaults in (("model", Treatment), ("labels", Labels)):  # these leave the hash of older rows alone
             changed = {k: v for k, v in getattr(self, section).items() if v != getattr(defaults, k)}
