@@ -8,6 +8,7 @@ that its model has.
 """
 
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -19,7 +20,10 @@ globals().update({name: partial(load_encoder, name) for name in ZOO})
 
 
 def eossl(weights: str) -> nn.Module:
-    """An encoder exported by this project (``model_final.safetensors``); reading the file needs safetensors."""
-    from dinov2.models.export import load_export
+    """An encoder exported by this project: a file ``model_final.safetensors``, or a folder that eval/export.py wrote.
 
-    return load_export(weights)[0]
+    Reading it needs safetensors. Weights that are not those which were written raise ValueError.
+    """
+    from dinov2.models.export import from_pretrained, load_export
+
+    return from_pretrained(weights) if Path(weights).is_dir() else load_export(weights)[0]

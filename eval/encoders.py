@@ -2,7 +2,7 @@
 
 runs/vit_small             a run folder (its model_final.safetensors, or as DINOv2 and Panopticon write it .pth),
                            a folder of run folders, a glob
-path/encoder.safetensors   an exported encoder
+path/encoder.safetensors   an exported encoder, or the folder that eval/export.py made of one
 path/step-00001000         a checkpoint of a run, finished or not
 path/model_final.pth       a file of the zoo's models in any layout that DINOv2 or Panopticon write, found by its keys
 dofa@FILE                  a released encoder (a name of dinov2.models.zoo.ZOO) and its file, also looked for in $CDIR;
@@ -37,7 +37,8 @@ from eval.networks import Model, PixelStats, Transformer
 from eval.released import is_released, options, released, released_name, released_parts
 from eval.users import users_encoder
 
-FINALS = ("model_final.safetensors", "model_final.pth")  # ours; that of DINOv2 and Panopticon
+# ours; that of a folder that eval/export.py wrote; that of DINOv2 and Panopticon
+FINALS = ("model_final.safetensors", "model.safetensors", "model_final.pth")
 ENCODERS = (".safetensors", ".pt", ".pth")  # files that a glob finds
 
 
@@ -87,7 +88,7 @@ def name_of(obj: str) -> str:
         return f"{kind}:{name_of(rest)}" if rest and Path(rest).exists() else obj
     path = model_file(obj)
     run = path.parents[1 if path.parent.name == "checkpoints" else 0].name
-    return run if path.stem in ("model_final", "encoder") else f"{run}/{path.stem}"
+    return run if path.stem in ("model_final", "model", "encoder") else f"{run}/{path.stem}"
 
 
 def home_of(obj: str) -> Path | None:

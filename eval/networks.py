@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
+from dinov2.models import state
 from dinov2.models.patch import fixed_bands
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.zoo.release import Expects
@@ -109,11 +109,7 @@ class Released(Transformer):
 
 def digest(module: nn.Module) -> str:
     """Twelve hex digits that identify the weights."""
-    found = hashlib.sha256()
-    for key, value in module.state_dict().items():
-        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:12]
+    return state.digest(module.state_dict())[:12]
 
 
 class ForData(Network):

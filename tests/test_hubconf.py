@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from dinov2.models import build_encoder
-from dinov2.models.export import save_export
+from dinov2.models.export import save_export, save_pretrained
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -87,3 +88,20 @@ def test_own_export(tmp_path: Path) -> None:
     save_export(tmp_path / "model_final.safetensors", encoder, normalisation={}, info={})
     model = torch.hub.load(str(REPO), "eossl", source="local", weights=str(tmp_path / "model_final.safetensors"))
     assert torch.equal(model.cls_token, encoder.cls_token)
+    save_pretrained(tmp_path / "hub", encoder, normalisation={}, info={})
+    model = torch.hub.load(str(REPO), "eossl", source="local", weights=str(tmp_path / "hub"))
+    assert torch.equal(model.cls_token, encoder.cls_token)
+
+
+def test_panopticon_from_a_file(tmp_path: Path) -> None:
+    """The round trip of the released layout, and a file whose weights are another model's."""
+    model = torch.hub.load(str(REPO), "panopticon_vitb14", source="local", weights="random", depth=1)
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "teacher.pth")
+    again = torch.hub.load(str(REPO), "panopticon_vitb14", source="local", weights=tmp_path / "teacher.pth", depth=1)
+    x = {"imgs": torch.randn(1, 2, 28, 28), "chn_ids": torch.tensor([[664, -1]])}
+    assert torch.equal(again(x), model(x))
+    with pytest.raises(ValueError, match="looks like Panopticon, not DOFA"):
+        torch.hub.load(str(REPO), "dofa", source="local", weights=tmp_path / "teacher.pth")
+    (tmp_path / "teacher.pth").write_bytes((tmp_path / "teacher.pth").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="teacher.pth is not a readable weights file"):
+        torch.hub.load(str(REPO), "panopticon_vitb14", source="local", weights=tmp_path / "teacher.pth", depth=1)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
 
 from torch import nn
 
+from dinov2.models.folded import FoldedPatchEmbed, folded_state
 from dinov2.models.layers import Block
 from dinov2.models.patch import ConvPatchEmbed
 from dinov2.models.spectral import SpectralPatchEmbed
+from dinov2.models.state import build_loaded
 from dinov2.models.timeseries import NAME as SERIES
 from dinov2.models.timeseries import SeriesEncoder
 from dinov2.models.vit import SIZES, VisionTransformer
 from dinov2.names import check_options
 
-EMBEDDINGS = ("spectral", "conv")
+EMBEDDINGS = ("spectral", "conv", "folded")
 # options of build_encoder -> arguments of SpectralPatchEmbed
 SPECTRAL = {
     "attn_dim": "attn_dim",
@@ -25,6 +29,7 @@ SPECTRAL = {
     "opt_coarsity": "opt_coarsity",
     "terrain": "terrain",
 }
+FOLDED = ("attn_dim", "attn_heads", "attn_norm")  # those that shape a folded embedding too
 
 
 def build_encoder(
@@ -33,8 +38,9 @@ def build_encoder(
     """A vision transformer ``vit_tiny|small|base|large|giant2`` behind a patch embedding.
 
     ``embed``: ``spectral`` (any bands; options: the keys of ``SPECTRAL``, ``attn_dim`` by default three times the
-    width, as published) or ``conv`` (option ``in_chans``, the number of fixed bands). Further options are those of
-    VisionTransformer and Block; ``embed_dim``, ``depth`` and ``num_heads`` override the size (None: keep it).
+    width, as published), ``conv`` (option ``in_chans``, the number of fixed bands) or ``folded`` (what
+    :func:`fold_encoder` makes; options ``channels``, the ids of its bands, and ``FOLDED``). Further options are those
+    of VisionTransformer and Block; ``embed_dim``, ``depth`` and ``num_heads`` override the size (None: keep it).
     ``build_encoder(**encoder.config)`` builds the same architecture again. Unknown names raise ValueError. The name
     ``timeseries`` builds a SeriesEncoder, which has options of its own.
     """
@@ -44,7 +50,7 @@ def build_encoder(
         raise ValueError(f"unknown encoder {name!r}; known: {', '.join([*SIZES, SERIES])}")
     if embed not in EMBEDDINGS:
         raise ValueError(f"unknown patch embedding {embed!r}; known: {', '.join(EMBEDDINGS)}")
-    more = ["in_chans"] if embed == "conv" else list(SPECTRAL)
+    more = {"conv": ["in_chans"], "spectral": [*SPECTRAL], "folded": ["channels", *FOLDED]}[embed]
     check_options(f"encoder {name!r} with embedding {embed!r}", options, VisionTransformer, Block, more=more)
     given = {k: v for k, v in options.items() if not (k in SIZES[name] and v is None)}
     sizes = {**SIZES[name], **given}
@@ -63,4 +69,22 @@ def build_embedding(embed: str, sizes: dict[str, Any], patch_size: int) -> nn.Mo
     if embed == "conv":
         return ConvPatchEmbed(width, patch_size, sizes.pop("in_chans", 3))
     arguments = {"attn_dim": 3 * width, **{SPECTRAL[k]: sizes.pop(k) for k in SPECTRAL if k in sizes}}
+    if embed == "folded":
+        return FoldedPatchEmbed(width, patch_size, channels=sizes.pop("channels"), **arguments)
     return SpectralPatchEmbed(width, patch_size, **arguments)
+
+
+def fold_encoder(encoder: VisionTransformer, channels: Sequence[int]) -> VisionTransformer:
+    """The same function of images with these channel ids only, for inference: see :class:`FoldedPatchEmbed`.
+
+    ValueError where the encoder has no spectral patch embedding, or one that reads full spectra.
+    """
+    embed = encoder.patch_embed
+    if not isinstance(embed, SpectralPatchEmbed) or embed.chnfus.chnemb.full_spectra:
+        raise ValueError("only an encoder with a spectral patch embedding that reads channel ids can be folded")
+    ids = sorted(set(channels))
+    given = {k: v for k, v in encoder.config.items() if k not in SPECTRAL or k in FOLDED}
+    state = {k: v for k, v in encoder.state_dict().items() if not k.startswith("patch_embed.")}
+    state |= {f"patch_embed.{k}": v for k, v in folded_state(embed, ids).items()}
+    build = partial(build_encoder, **{**given, "embed": "folded", "channels": ids})
+    return cast(VisionTransformer, build_loaded(build, state, "the folded encoder"))

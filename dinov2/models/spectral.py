@@ -112,7 +112,8 @@ class SpectralPatchEmbed(nn.Module):
         assert conv.bias is not None
         b, c = ids.shape[:2]
         rows, where = ids.flatten(0, 1), None
-        if rows.device.type == "cpu":  # W_v r_c once per distinct id; elsewhere `unique` would wait for the device
+        # W_v r_c once per distinct id; elsewhere `unique` would wait for the device, and no exported graph has it
+        if rows.device.type == "cpu" and not torch.compiler.is_exporting():
             rows, where = rows.unique(dim=0, return_inverse=True)
         dtype = keys.dtype
         embedding = self.chnfus.chnemb(rows).to(dtype)  # [N, D]
@@ -128,7 +129,7 @@ class SpectralPatchEmbed(nn.Module):
     def forward(self, x: dict[str, Tensor], keep: Tensor | None = None) -> Tensor:
         """See the class."""
         imgs, masks = x["imgs"], x.get("spec_masks")
-        ids = self._checked_ids(x["chn_ids"], masks, imgs.shape[1])
+        ids = self.checked_ids(x["chn_ids"], masks, imgs.shape[1])
         device = imgs.device.type
         with torch.autocast(device, enabled=False):  # once per step and few numbers: precision is free here
             fold = self.fold()
@@ -138,12 +139,12 @@ class SpectralPatchEmbed(nn.Module):
         attention = self.attend(patches, fold.scores, id_scores, masks)  # [B, L, H, C]
         return self.proj(self.chnfus.layer_norm(self.gather_values(patches, attention, fold.values, id_values)))
 
-    def _checked_ids(self, ids: Tensor, masks: Tensor | None, channels: int) -> Tensor:
+    def checked_ids(self, ids: Tensor, masks: Tensor | None, channels: int) -> Tensor:
         """The ids that the channel embedding reads: pairs where it wants full spectra, else centres."""
         chnemb = self.chnfus.chnemb
         if chnemb.full_spectra and ids.ndim == 2:
             raise ValueError("this encoder reads full spectra: chn_ids must be [B, C, 2], (centre, sigma) in nm")
-        if ids.device.type == "cpu":
+        if ids.device.type == "cpu" and not torch.compiler.is_exporting():  # a graph cannot raise
             check_channels(ids, masks, channels, terrain=chnemb.embed_terrain is not None)
         elif masks is not None:  # collate has checked on the CPU; this catches other callers without a device sync
             torch._assert_async((~masks).any(1).all(), "spec_masks hide every channel of an image")

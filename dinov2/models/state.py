@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PosixPath
 from typing import Any
@@ -54,6 +55,15 @@ def build_loaded(build: Callable[[], nn.Module], state: State, source: str) -> n
     module.to_empty(device=torch.get_default_device())
     load_strict(module, state, source)
     return module.eval()
+
+
+def digest(state: State) -> str:
+    """sha256 of names, types, shapes and values, in the order of ``state``."""
+    found = hashlib.sha256()
+    for key, value in state.items():
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def shorten(items: list[str], most: int = 5) -> str:

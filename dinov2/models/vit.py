@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
         cls_position, position = self.positions(self.grid(x))
         if keep is not None:
             position = position[0][keep]  # [B, K, D]
-        b = len(patches)
+        b = patches.shape[0]  # not len(): an exported graph would fix it
         parts = [(self.cls_token + cls_position).expand(b, -1, -1), patches + position]
         if self.registers:  # after the class token, without a position
             parts.insert(1, self.register_tokens.expand(b, -1, -1))

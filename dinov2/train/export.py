@@ -58,5 +58,9 @@ def export_checkpoint(saved: Path, path: Path) -> Path:
 def save(path: Path, encoder: VisionTransformer, normalisation: dict[str, Any], done: int, cfg: DictConfig) -> None:
     """An export of ``encoder`` after ``done`` steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    info = {"step": done, "config": config.plain(cfg), "objective": cfg.objective.name}
-    save_export(path, encoder, normalisation=normalisation, info=info)
+    save_export(path, encoder, normalisation=normalisation, info=info_of(done, cfg))
+
+
+def info_of(done: int, cfg: DictConfig) -> dict[str, Any]:
+    """What an export tells about the training of its encoder."""
+    return {"step": done, "config": config.plain(cfg), "objective": cfg.objective.name}

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dinov2.models import build_encoder
-from dinov2.models.export import load_export, read_export_info, save_export
+from dinov2.models.export import from_pretrained, load_export, read_export_info, save_export, save_pretrained
 
 NORMALISATION = {"sentinel2_l2a": {"unit": "reflectance", "bands": {"B02": [0.1, 0.05]}}}
 INFO = {"step": 7, "sensors": ["sentinel2_l2a"], "config": {"optim": {"base_lr": 1e-3}}}
@@ -85,3 +85,43 @@ def test_other_files_are_refused(path, tmp_path) -> None:
         load_export(path)
     with pytest.raises(ValueError, match="there is no such exported encoder"):
         load_export(tmp_path / "nothing.safetensors")
+
+
+def flip(path) -> None:
+    """Change the last byte of the tensors."""
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        (last,) = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+
+
+def test_one_changed_bit_is_refused(encoder, path, tmp_path) -> None:
+    flip(path)
+    with pytest.raises(ValueError, match="e.safetensors is damaged or was changed: its tensors are not those"):
+        load_export(path)
+    save_pretrained(tmp_path / "hub", encoder, normalisation=NORMALISATION, info=INFO)
+    flip(tmp_path / "hub/model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors is damaged or was changed"):
+        from_pretrained(tmp_path / "hub")
+
+
+def test_folder_in_the_hugging_face_layout(encoder, tmp_path) -> None:
+    save_pretrained(tmp_path / "hub", encoder, normalisation=NORMALISATION, info=INFO)
+    weights = tmp_path / "hub/model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt"})  # as tools write it that know no header of ours
+    again = from_pretrained(tmp_path / "hub")
+    x = {"imgs": torch.randn(2, 2, 8, 8), "chn_ids": torch.tensor([[443, -1]] * 2)}
+    assert torch.equal(again(x), encoder.eval()(x))
+    other = build_encoder(**encoder.config)
+    save_file({k: v.contiguous() for k, v in other.state_dict().items()}, weights)  # right names, other weights
+    with pytest.raises(ValueError, match="model.safetensors is damaged or was changed"):
+        from_pretrained(tmp_path / "hub")
+
+
+def test_folders_that_are_no_export(encoder, tmp_path) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no config.json"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="config.json describes no exported encoder: format None"):
+        from_pretrained(tmp_path)
