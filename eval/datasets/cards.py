@@ -18,7 +18,8 @@ HEAD = """# Datasets
 
 What `dataset: {name: NAME}` can name in an evaluation config. Written by `python -m eval.datasets.cards` from the cards
 in `configs/datasets`; to add one see [extending.md](extending.md). Nothing is downloaded: get the data from the address
-given, put them where `root` says, or set `dataset.root`.
+given, put them where `root` says, or set `dataset.root`. What is known of the sets of GEO-Bench-2 is in
+[geobench2.md](geobench2.md).
 
 """
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from dinov2.data.sample import ImageSpec
 from dinov2.env import expand
 from eval.datasets import rows as rows_of
+from eval.datasets import stores
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
 from eval.datasets.entries import add_entries
 from eval.datasets.layers import Layer
@@ -138,7 +139,7 @@ def data_hash(described: bytes, rows: pa.Table, root: Path, layers: Collection[L
     for values in rows.take(pa.array(chosen)).to_pylist():
         files = [path for layer in layers for step in layer.files(root, values) for path in step]
         files += [maps.path(dated) for dated in maps.dated(values)] if maps else []
-        digest.update(repr([state(Path(str(path).partition("::")[0])) for path in files]).encode())
+        digest.update(repr([state(stores.disk(path)) for path in files]).encode())
     return digest.hexdigest()[:12]
 
 

@@ -113,7 +113,7 @@ class Layer(Pixels):
     def file(self, root: Path, values: Mapping[str, Any], names: str) -> Path:
         """The file of a date and a band, which may have one name or another."""
         paths = [root / Pattern(self.path).fill({**values, "band": name}) for name in names.split("|")]
-        return next((path for path in paths[1:] if path.exists()), paths[0])
+        return next((path for path in paths[1:] if stores.exists(path)), paths[0])
 
     def header(self, root: Path, values: Mapping[str, Any]) -> stores.Header:
         """That of a sample's first file, which stands for all."""
@@ -121,7 +121,7 @@ class Layer(Pixels):
 
     def there(self, files: list[list[Path]]) -> list[list[Path]]:
         """Those of the dates that have files."""
-        found = [paths for paths in files if not self.absent or paths[0].exists()]
+        found = [paths for paths in files if not self.absent or stores.exists(paths[0])]
         if not found:
             raise ValueError(f"{files[0][0]} and the files of all other dates are missing; leave the sample out")
         return found

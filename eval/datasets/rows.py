@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common import slug
+from eval.datasets import tortilla
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, Pattern, scan, take
 from eval.datasets.source import tile_of
@@ -23,7 +24,11 @@ def of_files(root: Path, layer: Layer, key: str) -> tuple[Columns, list[Path]]:
     every sample's dates in order. Where the path has no ``{id}``, it is ``key`` filled in.
     """
     listed = {"date": layer.dates[0]} if layer.dates and not layer.absent else {}
-    columns, folders = scan(root, Pattern(layer.path).fix({"band": (layer.names or layer.stored)[0]} | listed))
+    pattern = Pattern(layer.path).fix({"band": (layer.names or layer.stored)[0]} | listed)
+    columns, folders = scan(root, pattern)
+    if f"{tortilla.SUFFIX}::" in layer.path:
+        columns, files = tortilla.samples(columns, root, pattern)
+        folders += files
     columns = by_sample(columns) if "date" in columns else columns
     if layer.axes:
         columns = by_number(columns, root, layer)

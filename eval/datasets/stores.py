@@ -2,7 +2,8 @@
 
 Rasters (GeoTIFF, PNG, JPEG) are read by rasterio. Arrays (npy, npz, HDF5, zarr) need to be told what their axes
 are: ``C``, ``H`` and ``W`` of an image, ``T`` for dates, ``N`` for samples; ``stack.h5::images`` is the array
-``images`` of a file.
+``images`` of a file. Rasters and HDF5 files may lie in a tortilla: ``set.tortilla::sample_1/image`` or
+``set.tortilla::sample_1/series::images`` (eval/datasets/tortilla.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import zarr
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
+
+from eval.datasets import tortilla
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,12 @@ def read(
 def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     """A raster; ValueError where it is missing, damaged or cut short."""
     require(path)
+    name = tortilla.subfile(path) if disk(path).suffix == tortilla.SUFFIX else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures have no place on the ground
             # read at once, a PNG that is cut short would be garbage without an error
-            with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(path) as raster:
+            with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(name) as raster:
                 yield raster
     except RasterioError as error:
         raise ValueError(f"{path} is damaged or no raster ({error}); get the file again") from error
@@ -104,11 +108,13 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
 @contextmanager
 def opened_array(path: Path) -> Iterator[Any]:
     """An array, nothing of it read yet; ValueError where it is missing, damaged or cut short. Pickles are refused."""
-    name, _, member = str(path).partition("::")
-    file = Path(name)
-    require(file)
+    file, member = disk(path), str(path).rpartition("::")[2]
+    require(path)
     try:
-        if file.suffix == ".npy":
+        if file.suffix == tortilla.SUFFIX:
+            with tortilla.stream(whole(path)) as stream, h5py.File(stream) as group:
+                yield group[member]
+        elif file.suffix == ".npy":
             yield np.load(file, mmap_mode="r", allow_pickle=False)
         elif file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
@@ -122,7 +128,23 @@ def opened_array(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is damaged or no such array ({error}); get the file again") from error
 
 
+def disk(path: Path) -> Path:
+    """The file on the disk that holds ``path``."""
+    return Path(str(path).partition("::")[0])
+
+
+def whole(path: Path) -> Path:
+    """The file in a tortilla that holds the array ``path``."""
+    return Path("::".join(str(path).split("::")[:2]))
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file, on the disk or in a tortilla."""
+    file = disk(path)
+    return file.exists() and (file.suffix != tortilla.SUFFIX or tortilla.find(whole(path))[1] is not None)
+
+
 def require(path: Path) -> None:
     """ValueError where a file is missing."""
-    if not path.exists():
+    if not exists(path):
         raise ValueError(f"the file {path} is missing; get the data again or leave the sample out of the split")

@@ -46,6 +46,7 @@ def test_named_folders_hold_what_they_promise():
     )
     assert len(list(Path(schema.CONFIGS / "burn_scars").rglob("*.yaml"))) == 15
     assert len(names("geobench")) == 12
+    assert {f"geobench2_{name}" for name in names("geobench2")} == {n for n in NAMES if n.startswith("geobench2_")}
     assert names("5min") == {"all", "rgb", "norgb", "eurosat_sar", "resisc45"}
     assert names("15min") == {"eurosat_sar", "opt", "sar", "both"}
     assert "so2sat" in names("1h/geobench")

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from eval.datasets import CONFIGS, build_dataset, defaults
 from eval.datasets.base import IGNORE
-from tests.eval.datasets.layouts import maps, pairs, series
+from tests.eval.datasets.layouts import maps, pairs, series, tortillas
 
 LAYOUTS = {
     "mados": maps.mados,
@@ -25,6 +25,7 @@ LAYOUTS = {
     "dynamic_earthnet": series.dynamic_earthnet,
     "five_billion_pixels": maps.five_billion_pixels,
     "mtbs": series.mtbs,
+    **{f"geobench2_{name}": tortillas.of_maps(name) for name in tortillas.MAPS},
 }
 TILES = {"spacenet7": pairs.SIDE, "spacenet7_change": pairs.SIDE, "five_billion_pixels": maps.TILE, "mtbs": 8}
 MAPS = {  # files of maps
@@ -40,6 +41,7 @@ MAPS = {  # files of maps
     "dynamic_earthnet": "labels/*/*/*/*/*.tif",
     "five_billion_pixels": "Annotation__index/*.png",
     "mtbs": "mtbs_fires/data/*/labels/*.tif",
+    **{f"geobench2_{name}": "*.tortilla" for name in tortillas.MAPS},
 }
 
 
@@ -94,16 +96,17 @@ def pixels(dataset, split):
 
 
 QUICK = ("pastis_r", "biomassters", "xview2")  # the others' labels are as random
+LIKE = [f"geobench2_{name}" for name in tortillas.MAPS if name != "pastis"]  # as it is, or as another set here
 
 
 @pytest.mark.parametrize(
     ("name", "scrambled"),
-    [(name, False) for name in LAYOUTS]
+    [pytest.param(name, False, marks=pytest.mark.slow) if name in LIKE else (name, False) for name in LAYOUTS]
     + [(name, True) if name in QUICK else pytest.param(name, True, marks=pytest.mark.slow) for name in LAYOUTS],
 )
 def test_a_linear_probe_is_right_where_it_can_be_and_at_chance_where_nothing_can_be_learnt(tmp_path, name, scrambled):
     LAYOUTS[name](tmp_path, 25, scrambled)
-    dataset = build(tmp_path, name, **({"images": ["sentinel1_grd"]} if name == "biomassters" else {}))
+    dataset = build(tmp_path, name, **({"images": ["sentinel1_grd"]} if "biomassters" in name else {}))
     (x, y), (x_test, y_test) = (pixels(dataset, dataset.splits[part]) for part in ("train", "test"))
     scaler = StandardScaler().fit(x)
     x, x_test = scaler.transform(x), scaler.transform(x_test)
@@ -127,7 +130,8 @@ def test_a_map_that_is_cut_short_is_named(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 @pytest.mark.parametrize(
-    "name", [name for name in MAPS if name not in ("biomassters", "dynamic_earthnet", "crop_type_mapping_ss")]
+    "name",
+    [n for n in MAPS if n not in ("biomassters", "dynamic_earthnet", "crop_type_mapping_ss") and "geobench2" not in n],
 )
 def test_a_label_that_is_no_class_is_named(tmp_path, name):
     LAYOUTS[name](tmp_path, 12, scrambled=False)
