@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2.data.batch import View
+from dinov2.models.phileo_vit import StemPatchEmbed
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.zoo import ZOO, load_encoder
 from dinov2.models.zoo.croma import Croma, Layer
@@ -117,7 +118,7 @@ def embedding_memory(embed: Any, places: int, image: int, bands: int) -> int:
     if isinstance(embed, SpectralPatchEmbed):
         mixed = embed.heads * (embed.patch_size**2 + bands) + 2 * embed.proj.in_features
         return 2 * image + places * mixed
-    return (4 if isinstance(embed, DynamicPatchEmbed) else 2) * image
+    return (4 if isinstance(embed, DynamicPatchEmbed | StemPatchEmbed) else 2) * image
 
 
 def embedding_flops(embed: Any, places: int, patches: int, bands: int) -> int:
@@ -131,12 +132,23 @@ def embedding_flops(embed: Any, places: int, patches: int, bands: int) -> int:
         return places * (bands * per_channel + 2 * pixels * width + 2 * matrices(embed.proj))
     if isinstance(embed, DynamicPatchEmbed):
         return 2 * places * bands * embed.patch_size**2 * embed.embed_dim
-    filters = sum(m.weight.numel() for m in embed.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    if isinstance(embed, StemPatchEmbed):
+        pixels = places * embed.patch_size**2
+        return 2 * (pixels * weights(embed.stem) + matrices(embed.stem) + places * embed.proj.weight.numel())
+    filters = weights(embed)
     return 2 * filters * (places if isinstance(embed, nn.ModuleList) else patches)  # a list: each group its own filters
 
 
+def weights(module: nn.Module) -> int:
+    """Numbers in the filters of all convolutions below ``module``."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+
+
 class Cost(NamedTuple):
-    """A line of the table; ``parameters`` in millions, ``gflops`` and ``megabytes`` per image at the released size."""
+    """A line of the table; ``parameters`` in millions, ``gflops`` and ``megabytes`` per image at the released size.
+
+    Of U-Nets the operations are those that torch counts, and their memory is not written down.
+    """
 
     name: str
     bands: str
@@ -145,7 +157,7 @@ class Cost(NamedTuple):
     dim: int
     parameters: float
     gflops: float
-    megabytes: float
+    megabytes: float | None
     licence: str
 
 
@@ -157,8 +169,13 @@ def cost(name: str) -> Cost:
     bands = " + ".join(f"{len(b.names)} {b.sensor}" for b in expects.bands) or f"any (cost: {NOMINAL_BANDS})"
     parameters = sum(p.numel() for p in encoder.parameters())
     size, patch, width = expects.size, expects.patch, encoder.embed_dim
-    per_image = encoder_flops(encoder, size) / 1e9, encoder_memory(encoder, size) / 1e6
-    return Cost(name, bands, size, patch, width, parameters / 1e6, *per_image, ZOO[name].licence)
+    if not getattr(encoder, "pyramid", False):
+        flops, megabytes = encoder_flops(encoder, size), encoder_memory(encoder, size) / 1e6
+    else:
+        with FlopCounterMode(display=False) as counter:
+            encoder(torch.empty(1, encoder.in_chans, size, size, device="meta"))
+        flops, megabytes = counter.get_total_flops(), None
+    return Cost(name, bands, size, patch, width, parameters / 1e6, flops / 1e9, megabytes, ZOO[name].licence)
 
 
 def list_models(console: Console | None = None) -> None:
@@ -167,5 +184,6 @@ def list_models(console: Console | None = None) -> None:
     table = Table(Column("model", no_wrap=True), "bands", *right, "licence of the weights")
     for name in ZOO:
         c = cost(name)
-        table.add_row(c.name, c.bands, *map(str, c[2:5]), *(f"{value:.1f}" for value in c[5:8]), c.licence)
+        numbers = ("" if value is None else f"{value:.1f}" for value in c[5:8])
+        table.add_row(c.name, c.bands, *map(str, c[2:5]), *numbers, c.licence)
     (console or Console(highlight=False, width=WIDTH)).print(table)

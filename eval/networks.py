@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,6 +110,25 @@ class Released(Transformer):
 def digest(module: nn.Module) -> str:
     """Twelve hex digits that identify the weights."""
     return state.digest(module.state_dict())[:12]
+
+
+class Convolutional(Network):
+    """A convolutional encoder that gives a latent vector and a pyramid of maps, those numbered in ``layers``."""
+
+    pyramid = True
+
+    def __init__(self, encoder: Any, layers: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.encoder, self.layers = encoder, layers
+        self.native = getattr(encoder, "img_size", None)
+
+    def pooled(self, x: View) -> dict[str, Tensor]:
+        """The encoder's own output, and the mean of its coarsest map."""
+        return {"latent": self.encoder(x), "mean": self.maps(x)[-1].mean((2, 3))}
+
+    def maps(self, x: View) -> list[Tensor]:
+        """See the base class; finest first."""
+        return self.encoder.maps(x, self.layers)
 
 
 class ForData(Network):

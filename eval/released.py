@@ -15,7 +15,7 @@ from dinov2.config import fingerprint
 from dinov2.env import expand
 from dinov2.models.zoo import ZOO, load_encoder
 from dinov2.models.zoo.release import Expects, sha256
-from eval.networks import Model, Released
+from eval.networks import Convolutional, Model, Network, Released
 
 
 def is_released(obj: str) -> bool:
@@ -51,9 +51,9 @@ def released(obj: str, seed: int) -> Model:
         encoder = load_encoder(name, path, **sizes)
         role, identity = "pretrained", sha256(path)
     expects = expected_by(encoder, ZOO[name].expects, sizes)
-    return Model(
-        released_name(obj), role, fingerprint([name, sizes, identity]), Released(encoder, expects), expects=expects
-    )
+    convolutional = getattr(encoder, "pyramid", False)
+    network: Network = Convolutional(encoder, expects.layers) if convolutional else Released(encoder, expects)
+    return Model(released_name(obj), role, fingerprint([name, sizes, identity]), network, expects=expects)
 
 
 def expected_by(encoder: Any, released: Expects, sizes: Mapping[str, Any]) -> Expects:

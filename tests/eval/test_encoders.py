@@ -117,6 +117,8 @@ def test_bad_lists(tmp_path):
 
 VIT = "embed_dim=16&depth=2&num_heads=2&img_size=16&patch_size=8"
 TINY = {"dofa": f"{VIT}&wave_dim=8", "croma_base_optical": "embed_dim=16&depth=4", "ssl4eo_dino": VIT}
+TINY |= {"phileo_cnn": "img_size=16&embed_dim=8&dims=[8,12]&depths=[1,1]", "phileo_vit": VIT}
+TINY |= {"phileo_geoaware": "dims=[8,12]&depths=[1,1]"}
 
 
 def released_view(name):
@@ -136,7 +138,8 @@ def test_a_released_encoder_gives_its_own_embedding_and_maps(name, tmp_path):
     assert (floor.role, model.role, model.name) == ("floor", "pretrained", f"{name}@weights?{TINY[name]}")
     assert floor.digest != model.digest
     torch.testing.assert_close(model.embed(x), encoder(x))
-    assert list(model.features(x)) == ["cls", "mean", "cls+mean", "cls4", "cls4+mean"]
+    tokens = ["cls", "mean", "cls+mean", "cls4", "cls4+mean"]
+    assert list(model.features(x)) == (["latent", "mean"] if model.pyramid else tokens)
     wanted = encoder.maps(x, model.expects.layers)
     assert len(wanted) == len(model.expects.layers)
     for ours, theirs in zip(model.maps(x), wanted, strict=True):

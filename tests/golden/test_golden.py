@@ -12,6 +12,7 @@ from tests.golden import (
     adapters_losses,
     adapters_metrics,
     adapters_models,
+    adapters_phileo,
     adapters_series,
     adapters_zoo,
 )
@@ -24,14 +25,7 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {
     **adapters_metrics.ADAPTERS,
     **adapters_zoo.ADAPTERS,
     **adapters_series.ADAPTERS,
-}
-
-# Kinds whose code is not written yet. Remove a line when its adapter arrives.
-LATER = {
-    ("encoders", "phileo_cnn"),
-    ("encoders", "phileo_geoaware_unet"),
-    ("encoders", "phileo_vit"),
-    ("layouts", "phileo_geoaware_unet"),
+    **adapters_phileo.ADAPTERS,
 }
 
 FOLDER = os.environ.get("EOSSL_GOLDEN", "")
@@ -39,14 +33,11 @@ PATHS = sorted(Path(FOLDER).glob("*/*.json")) if FOLDER else []
 
 
 def produce(fixture: Fixture) -> None:
-    """Run the fixture's adapter and compare; skip what is due later; an unknown kind fails."""
+    """Run the fixture's adapter and compare; an unknown kind fails."""
     key = (fixture.group, fixture.kind)
-    if key in ADAPTERS:
-        compare(fixture, ADAPTERS[key](fixture))
-    elif key in LATER:
-        pytest.skip(f"{key} is due later")
-    else:
+    if key not in ADAPTERS:
         pytest.fail(f"no adapter for {key}; known: {sorted(ADAPTERS)}")
+    compare(fixture, ADAPTERS[key](fixture))
 
 
 @pytest.mark.golden
@@ -59,10 +50,6 @@ def test_folder_holds_fixtures() -> None:
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_golden(path: Path) -> None:
     produce(load_fixture(path))
-
-
-def test_due_kinds_have_no_adapter_yet() -> None:
-    assert not LATER & set(ADAPTERS), "remove these from LATER"
 
 
 # ---- the harness itself

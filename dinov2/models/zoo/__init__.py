@@ -17,6 +17,8 @@ from dinov2.models.zoo import (
     dinov3,
     dofa,
     panopticon,
+    phileo,
+    phileo_unet,
     prithvi,
     remoteclip,
     satmae,
@@ -27,7 +29,21 @@ from dinov2.models.zoo import (
 from dinov2.models.zoo.release import Release, flatten
 from dinov2.names import suggest
 
-MODELS = (dinov2, panopticon, dofa, croma, prithvi, scalemae, ssl4eo, spectralgpt, satmae, remoteclip, dinov3)
+MODELS = (
+    dinov2,
+    panopticon,
+    dofa,
+    croma,
+    prithvi,
+    scalemae,
+    ssl4eo,
+    spectralgpt,
+    satmae,
+    remoteclip,
+    dinov3,
+    phileo,
+    phileo_unet,
+)
 ZOO: dict[str, Release] = {name: release for model in MODELS for name, release in model.RELEASES.items()}
 
 Weights = str | Path | dict[str, Any] | None

@@ -27,6 +27,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "SatMAE": {**VIT, "channel_embed": 8},
     "RemoteCLIP": VIT,
     "DINOv3": VIT,
+    "PhilEO U-Net": dict(embed_dim=32, img_size=32, dims=(8, 12), depths=(2, 1)),
+    "PhilEO ViT": {**VIT, "latent_dim": 24},
+    "PhilEO geo-aware U-Net": dict(dims=(8, 12), depths=(1, 2)),
 }
 BY_WAVELENGTH = ("DOFA", "Panopticon")
 # our CROMA names -> released ones, written down independently of the loader's table
@@ -147,6 +150,19 @@ def dinov3_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**out, **norm, "mask_token": out["cls_token"][0]}
 
 
+def phileo_file(family: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """As the trainer of the U-Net and the ViT wrote it, or the bench's wrapped network."""
+    one = torch.ones(1, device=next(iter(state.values())).device)
+    if family == "PhilEO geo-aware U-Net":
+        return prefixed("coreunet.", {**state, "head.1.bias": one})
+    ours = {k.replace("patch_embed.stem.", "stem."): v for k, v in state.items()}
+    inner = ("encoder.", "encoder.vit_encoder.")[family == "PhilEO ViT"]
+    theirs = {k if k.startswith("stem.") else inner + k: v for k, v in ours.items()}
+    theirs = {k.replace("vit_encoder.linear_proj", "linear_proj"): v for k, v in theirs.items()}
+    beside = {"encoder.head_clouds.bias": one, "decoder.norm.weight": one, "head.conv3.bias": one}
+    return {"model": prefixed("module.", {**theirs, **beside}), "epoch": 3, "best_score": 0.1}
+
+
 def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """A file as the model's authors wrote it, with what it holds beside the encoder."""
     one = torch.ones(1, device=next(iter(state.values())).device)
@@ -178,4 +194,6 @@ def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
         return clip_file(state)
     if family == "DINOv3":
         return dinov3_file(state)
+    if family.startswith("PhilEO"):
+        return phileo_file(family, state)
     return {**state, "mask_token": torch.ones(1, 32, device=one.device)}

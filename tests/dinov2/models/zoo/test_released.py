@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from dinov2.models.state import read_weights
-from dinov2.models.zoo import MODELS, ZOO, dinov2, load_encoder, panopticon
+from dinov2.models.zoo import MODELS, ZOO, dinov2, load_encoder, panopticon, phileo, phileo_unet
 from dinov2.sensors import SENSORS
 from tests.dinov2.models.zoo.published import SIZES, VIT, channels, example, published, tiny
 
 PAGE = Path(__file__).resolve().parents[4] / "docs/models.md"
-FIELD = [name for model in MODELS if model not in (dinov2, panopticon) for name in model.RELEASES]
+FIELD = [name for model in MODELS if model not in (dinov2, panopticon, phileo, phileo_unet) for name in model.RELEASES]
+PHILEO = [*phileo.RELEASES, *phileo_unet.RELEASES]  # of one size, or with maps of several: test_phileo.py
 FAMILIES = {release.family: name for name, release in reversed(ZOO.items())}  # the first model of each
 
 
@@ -121,7 +122,7 @@ def test_other_sizes_and_shapes_of_images(name: str) -> None:
         model.maps(example(name), [7])
 
 
-@pytest.mark.parametrize("name", [n for n in FIELD if ZOO[n].family != "DOFA"])
+@pytest.mark.parametrize("name", [n for n in FIELD + PHILEO if ZOO[n].family != "DOFA"])
 @torch.no_grad()
 def test_fixed_bands(name: str) -> None:
     model, x = tiny(name).eval(), example(name)
@@ -170,7 +171,7 @@ def test_unconfirmed_address_is_one_sentence() -> None:
 
 def test_the_page_of_models_lists_every_one_with_address_and_licence() -> None:
     rows = {row.split("|")[1].strip(" `"): row for row in PAGE.read_text().splitlines() if row.startswith("| `")}
-    for name in FIELD:
+    for name in FIELD + PHILEO:
         release = ZOO[name]
         assert release.url is None or release.url.rsplit("/", 1)[-1] in rows[name]
         assert release.licence in rows[name] and str(release.expects.size) in rows[name]
