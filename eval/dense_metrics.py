@@ -97,8 +97,10 @@ def segmentation_scores(confusion: Tensor, ignore_index: int | None = None) -> d
 # ---- regression
 
 
-def residuals(predicted: Tensor, target: Tensor) -> Tensor:
-    """The state of a regression ``[B, 5]``: pixels, sums of squared and absolute errors, of targets, of their squares.
+def residuals(predicted: Tensor, target: Tensor, threshold: float | None = None) -> Tensor:
+    """The state of a regression ``[B, 7]``: pixels, sums of squared and absolute errors, of targets, of their squares;
+    the absolute difference of the image's means, and 1 for an image that has one. With a ``threshold`` ``[B, 10]``:
+    pixels rightly, wrongly, and wrongly not predicted to exceed it.
 
     ``predicted`` and ``target`` ``[B, ...]`` in one unit; pixels whose target is NaN do not count.
     """
@@ -107,16 +109,32 @@ def residuals(predicted: Tensor, target: Tensor) -> Tensor:
     known = target.isfinite()
     t = torch.where(known, target, 0.0).double()
     error = torch.where(known, predicted - target, 0.0).double()
-    return torch.stack([x.flatten(1).sum(1) for x in (known.double(), error.square(), error.abs(), t, t.square())], 1)
+    sums = [x.flatten(1).sum(1) for x in (known.double(), error.square(), error.abs(), t, t.square())]
+    of_means = error.flatten(1).sum(1).abs() / sums[0].clamp_min(1)
+    state = [*sums, of_means, (sums[0] > 0).double()]
+    if threshold is not None:
+        true, guessed = target > threshold, known & (predicted > threshold)  # NaN exceeds nothing
+        state += [x.flatten(1).sum(1).double() for x in (true & guessed, guessed & ~true, true & ~guessed)]
+    return torch.stack(state, 1)
 
 
 def regression_scores(state: Tensor) -> dict[str, Tensor]:
-    """``{mse, rmse, mae, r2}`` ``[...]`` of summed states ``[..., 5]``; r2 is NaN where the target never varies."""
-    n, squared, absolute, total, total_squares = state.unbind(-1)
+    """``{mse, rmse, mae, r2, zero_mse, image_mae}`` ``[...]`` of summed states ``[..., 7 or 10]``.
+
+    r2 is NaN where the target never varies. zero_mse: the error of the answer 0 everywhere. image_mae: the mean over
+    images of how far their mean is off. With a threshold also precision, recall and f1 of exceeding it.
+    """
+    n, squared, absolute, total, total_squares, of_means, images, *counts = state.unbind(-1)
     spread = total_squares - total.square() / n
     mse = squared / n
     r2 = torch.where(spread > 1e-12 * total_squares, 1 - squared / spread, torch.nan)
-    return {"mse": mse, "rmse": mse.sqrt(), "mae": absolute / n, "r2": r2}
+    scores = {"mse": mse, "rmse": mse.sqrt(), "mae": absolute / n, "r2": r2}
+    scores |= {"zero_mse": total_squares / n, "image_mae": of_means / images}
+    if counts:
+        hits, wrong, missed = counts
+        scores |= {"precision": hits / (hits + wrong), "recall": hits / (hits + missed)}
+        scores["f1"] = 2 * hits / (2 * hits + wrong + missed)
+    return scores
 
 
 # ---- labels of images

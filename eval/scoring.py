@@ -43,7 +43,7 @@ def states_of(dataset: EvalDataset, split: str, logits: Iterable[Tensor]) -> Ten
         rows = range(at, at + len(batch))
         at += len(batch)
         target = torch.stack(list(targets(owner, rows)))
-        found.append(state(dataset.kind, batch, target.to(batch.device), len(dataset.classes)))
+        found.append(state(dataset.kind, batch, target.to(batch.device), len(dataset.classes), dataset.threshold))
     assert at == len(owner), f"{at} of {len(owner)} images were predicted"
     states = torch.cat(found)
     check_labelled(dataset, split, bool(states.any()))
@@ -72,12 +72,12 @@ def merit(kind: str, states: Tensor, classes: int) -> float:
     return -found["value"] if found["metric"] in LOWER else found["value"]
 
 
-def state(kind: str, logits: Tensor, target: Tensor, classes: int) -> Tensor:
-    """What the score needs to know of each image, ``[B, ...]`` on the CPU."""
+def state(kind: str, logits: Tensor, target: Tensor, classes: int, threshold: float | None = None) -> Tensor:
+    """What the score needs to know of each image, ``[B, ...]`` on the CPU; ``threshold``: of a regression's values."""
     if kind == "segmentation":
         return dense.confusions(dense.predicted_classes(logits), target, classes, IGNORE).cpu()
     if kind == "regression":
-        return dense.residuals(logits.reshape(len(target), -1), target.reshape(len(target), -1)).cpu()
+        return dense.residuals(logits.reshape(len(target), -1), target.reshape(len(target), -1), threshold).cpu()
     return torch.cat([logits.double(), target.double().view(len(target), -1)], 1).cpu()
 
 
@@ -91,7 +91,7 @@ def segmentation(states: Tensor, classes: int, resamples: int, seed: int) -> dic
 
 
 def regression(states: Tensor, classes: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Root mean squared error over all pixels, or over images with a value each; ``states`` ``[N, 5]`` residuals."""
+    """Root mean squared error over all pixels, or images with a value each; ``states``: residuals ``[N, 7 or 10]``."""
     means = {name: x.item() for name, x in dense.regression_scores(states.sum(0)).items()}
     interval = dense.bootstrap(states, lambda s: dense.regression_scores(s)["rmse"], seed=seed, resamples=resamples)
     return fields("rmse", means, interval, len(states))

@@ -89,6 +89,19 @@ def test_regression_is_that_of_scikit_learn_without_the_unknown():
     assert scores["r2"].item() == pytest.approx(sklearn_metrics.r2_score(*pair), rel=1e-5)
 
 
+def test_means_of_images_and_what_exceeds_a_threshold_by_hand():
+    nan = torch.nan
+    target = torch.tensor([[0.0, 0.9, 0.6, nan], [0.0, 0.0, 0.0, 0.4], [nan] * 4])
+    guess = torch.tensor([[0.1, 0.8, 0.2, 9.0], [0.6, 0.0, 0.0, 0.4], [1.0] * 4])
+    found = regression_scores(residuals(guess, target, 0.5).sum(0))
+    # images 1 and 2: means 1.1 / 3 for 1.5 / 3, and 1.0 / 4 for 0.4 / 4; one right, one wrong, one missed
+    assert found["image_mae"].item() == pytest.approx((0.4 / 3 + 0.6 / 4) / 2)
+    assert [found[k].item() for k in ("precision", "recall", "f1")] == pytest.approx([0.5, 0.5, 0.5])
+    assert found["zero_mse"].item() == pytest.approx((0.9**2 + 0.6**2 + 0.4**2) / 7)
+    swapped = regression_scores(residuals(guess, torch.where(target == 0.6, 0.0, target), 0.5).sum(0))
+    assert (swapped["precision"].item(), swapped["recall"].item()) == pytest.approx((0.5, 1.0))
+
+
 def test_r2_of_a_constant_target_is_undefined():
     constant = torch.linspace(0.1, 300, 500)[:, None].expand(500, 9)  # one of 500 images is the whole set at a time
     scores = regression_scores(residuals(torch.randn(500, 9), constant))
