@@ -1,12 +1,13 @@
 """Pixel series: preparing and embedding in groups beside one pixel at a time, the share of the machine's matrix rate
 that embedding reaches, and memory and time per megapixel of a region.
 
-    python benchmarks/timeseries.py             # about three minutes
+    python benchmarks/timeseries.py             # about five minutes
     python benchmarks/timeseries.py --quick
 
 One thread, process time, in alternation. The other form is how BTFM v1.0 feeds its encoder, restated: a loop over the
 tile filters its pixels; for each the valid dates are found, 40 of each sensor drawn (with repetition where there are
-fewer), standardised and given the day of the year. Encoders see 40 dates of each sensor in both forms.
+fewer), standardised and given the day of the year; batches are of 256, as there. Encoders see 40 dates of each sensor
+in both forms.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from affine import Affine  # noqa: E402
 
 from dinov2.cli import run  # noqa: E402
 from dinov2.data.sample import ImageSpec  # noqa: E402
-from dinov2.data.series import Observed, bring, observe  # noqa: E402
+from dinov2.data.series import Observed, observe  # noqa: E402
 from dinov2.data.series_tiles import Layer, Tile, name_of, open_tile, write_tile  # noqa: E402
 from dinov2.models.export import save_export  # noqa: E402
 from dinov2.models.timeseries import SeriesEncoder  # noqa: E402
 from dinov2.models.zoo.tessera import INPUTS, RELEASES  # noqa: E402
-from eval.series.encode import embed, groups  # noqa: E402
+from eval.series.encode import BATCH, batches, embed, groups  # noqa: E402
 from eval.series.models import SeriesModel, published  # noqa: E402
 from eval.series.tiles import Job, Worker  # noqa: E402
 from tests.tiny_series import CRS  # noqa: E402
@@ -45,7 +46,8 @@ from tests.tiny_series import CRS  # noqa: E402
 DATES = {"bands": 70, "sar_ascending": 30, "sar_descending": 30}  # of a year
 CLEAR = 0.35
 DRAWN = 40  # dates of each sensor in the original
-BATCH = 256
+LOOP_BATCH = 256  # of the original on a CPU
+ENCODERS = {"tiny": (32, 1, 8), "small": (128, 4, 32), "BTFM v1.0": (512, 8, 128)}  # width, depth, dimensions
 PEAK_H200 = 989e12  # dense bf16 operations per second, as published
 AIM = 0.4  # share of it that is assumed
 TILE_110 = 10980**2  # pixels of a Sentinel-2 tile
@@ -93,14 +95,7 @@ def grouped(model: SeriesModel, images: list[Observed]) -> int:
     """All batches of the grouped form, not encoded; their number."""
     pixels = images[0].stored.shape[1]
     tracks = {n: observe(images, w, pixels, model.normalisation, "") for n, w in model.encoder.inputs.items()}
-    count = 0
-    for members, sizes in groups(list(tracks.values()), model.encoder.bins):
-        for start in range(0, len(members), BATCH):
-            part = members[start : start + BATCH]
-            for (name, track), size in zip(tracks.items(), sizes, strict=True):
-                track.pick(name, part, *bring(track.valid[:, part], size, "mask"))
-            count += 1
-    return count
+    return sum(1 for _ in batches(model.encoder, tracks, BATCH["cpu"]))
 
 
 class OnePixel(torch.utils.data.Dataset):
@@ -141,7 +136,7 @@ class OnePixel(torch.utils.data.Dataset):
 @torch.inference_mode()
 def loop(model: SeriesModel, cube: dict[str, np.ndarray], encode: bool) -> None:
     """The original formulation over a tile."""
-    for s2, s1 in torch.utils.data.DataLoader(OnePixel(cube), BATCH):
+    for s2, s1 in torch.utils.data.DataLoader(OnePixel(cube), LOOP_BATCH):
         if encode:
             model.encoder({"s2": s2[..., :-1], "s2_days": s2[..., -1], "s1": s1[..., :-1], "s1_days": s1[..., -1]})
 
@@ -186,23 +181,23 @@ def embedding_work(model: SeriesModel, images: list[Observed]) -> float:
 
 
 def speed(side: int, times: int) -> None:
-    """Preparing, and embedding with two sizes of encoder."""
+    """Preparing, and preparing and embedding with three sizes of encoder on fewer and fewer pixels."""
     cube, small = arrays(side), model_of(32, 1, 16)
     images, pixels = observed(cube), side * side
     ours, theirs = alternated(lambda: grouped(small, images), lambda: loop(small, cube, False), times)
     print(f"prepare: {pixels / ours:,.0f} pixels/s, one by one {pixels / theirs:,.0f}: {theirs / ours:.1f} times")
-    for width, depth in ((32, 1), (128, 4)):
-        if width > 32:
-            cube = {name: array[:, : side // 4, : side // 2].copy() for name, array in cube.items()}
-            images, pixels = observed(cube), (side // 4) * (side // 2)
-        model = model_of(width, depth, width // 4, bins=(DRAWN,), padding="repeat", days="raw")  # as BTFM v1.0
-        both = partial(embed, model, images, BATCH, "cpu", ""), partial(loop, model, cube, True)
-        ours, theirs = alternated(*both, times)
-        rate, work = gemm_rate(), embedding_work(model, images)
+    for (name, (width, depth, dim)), part in zip(ENCODERS.items(), (side // 2, side // 4, 16), strict=True):
+        cube = {layer: array[:, :part, :part].copy() for layer, array in cube.items()}
+        images, pixels = observed(cube), part * part
+        options = {"hidden": 4096} if width == 512 else {}
+        model = model_of(width, depth, dim, bins=(DRAWN,), padding="repeat", days="raw", **options)  # as BTFM v1.0
+        group = partial(embed, model, images, torch.device("cpu"), "")
+        ours, theirs = alternated(group, partial(loop, model, cube, True), times)
+        half, rate, work = seconds(partial(group, compute="bf16")), gemm_rate(), embedding_work(model, images)
         print(
-            f"embed, width {width}, depth {depth}: {pixels / ours:,.0f} pixels/s, one by one "
-            f"{pixels / theirs:,.0f}: {theirs / ours:.1f} times; {work / pixels / 1e6:.1f} MFLOP per pixel, "
-            f"{work / ours / rate:.0%} of {rate / 1e9:.0f} GFLOP/s"
+            f"{name}, {work / pixels / 1e6:.1f} MFLOP per pixel: {pixels / ours:,.0f} pixels/s, one by one "
+            f"{pixels / theirs:,.0f}: {theirs / ours:.2f} times; {work / ours / rate:.0%} of {rate / 1e9:.0f} GFLOP/s; "
+            f"in bf16 {pixels / half:,.0f} pixels/s, {ours / half:.2f} times"
         )
     with torch.device("meta"):
         work = flops(RELEASES["btfm_v1"].build(), {"s2": DRAWN, "s1": DRAWN}) * TILE_110
@@ -216,7 +211,7 @@ def region(side: int, tiles: int) -> None:
         cube, root = arrays(side), Path(folder)
         model = model_of(16, 1, 8)
         save_export(root / "e.safetensors", model.encoder, normalisation=model.normalisation.to_dict(), info={})
-        job = Job(str(root / "e.safetensors"), "", "int8", BATCH, 8, root / "out")
+        job = Job(str(root / "e.safetensors"), "", "int8", "float32", None, 8, root / "out")
         worker, base = Worker(job, 0, "cpu"), 0
         for number in range(tiles):
             corners = (side * number, 0, side * (number + 1), side)

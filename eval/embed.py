@@ -26,6 +26,7 @@ from dinov2 import __version__, cli, env  # noqa: E402
 from dinov2.data.series_tiles import open_tile, tile_folders  # noqa: E402
 from eval.geotiff import tags_of  # noqa: E402
 from eval.series import mosaic  # noqa: E402
+from eval.series.encode import BATCH, COMPUTE  # noqa: E402
 from eval.series.models import load_model  # noqa: E402
 from eval.series.precision import STORAGE  # noqa: E402
 from eval.series.quicklook import quicklook  # noqa: E402
@@ -44,22 +45,24 @@ def parser() -> argparse.ArgumentParser:
     add("--input", type=Path, required=True, help="folder of tile folders, or one of them")
     add("--output", type=Path, required=True, help=f"folder for {MAP}, parts and logs")
     add("--precision", choices=STORAGE, default="float32", help="(%(default)s)")
+    add("--compute", choices=COMPUTE, default="float32", help="number type of matrix products (%(default)s)")
     add("--dims", type=int, help="first dimensions to keep; all by default")
     add("--devices", default="cpu:1", help="workers: cuda:INDEX and cpu:PROCESSES with commas (%(default)s)")
-    add("--batch-pixels", type=int, default=256, help="pixels in a pass; part of the result's last bits (%(default)s)")
+    defaults = ", ".join(f"{size} on {kind}" for kind, size in BATCH.items())
+    add("--batch-pixels", type=int, help=f"pixels in a pass; part of the result's last bits ({defaults})")
     return p
 
 
 def embed_region(argv: list[str]) -> int:
     """The first form; 1 if a tile failed."""
     args = parser().parse_args(argv)
-    if args.batch_pixels < 1:
+    if args.batch_pixels is not None and args.batch_pixels < 1:
         raise ValueError(f"--batch-pixels {args.batch_pixels} must be at least 1")
     model, folders = load_model(args.model_obj), tile_folders(args.input)
     dims = model.encoder.embed_dim if args.dims is None else args.dims
     if not 0 < dims <= model.encoder.embed_dim:
         raise ValueError(f"--dims {dims}: {model.name} has {model.encoder.embed_dim} dimensions")
-    job = Job(args.model_obj, model.digest, args.precision, args.batch_pixels, dims, args.output)
+    job = Job(args.model_obj, model.digest, args.precision, args.compute, args.batch_pixels, dims, args.output)
     failed = [r for r in embed_tiles(job, folders, devices_of(args.devices)) if r.error]
     done = [folder for folder in folders if job.done(folder)]
     if done:
@@ -73,7 +76,7 @@ def embed_region(argv: list[str]) -> int:
 
 def assemble(job: Job, folders: list[Path], path: Path, name: str) -> None:
     """The map of all tiles that are done; written again only where there are more of them, or other ones."""
-    tags = {"model": name, "model_digest": job.digest, "software": f"eo-ssl {__version__}"}
+    tags = {"model": name, "model_digest": job.digest, "compute": job.compute, "software": f"eo-ssl {__version__}"}
     tags |= {"tiles": str(len(folders)), "parts_digest": job.parts_digest(folders)}
     if path.is_file() and tags_of(path).items() >= tags.items():
         return

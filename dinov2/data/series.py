@@ -178,5 +178,5 @@ def bring(valid: np.ndarray, count: int, padding: str) -> tuple[np.ndarray, np.n
 
 
 def bin_of(counts: np.ndarray, bins: Sequence[int]) -> np.ndarray:
-    """The smallest of ``bins`` that holds each count ``[P]``, or the largest bin."""
-    return np.asarray(bins)[np.minimum(np.searchsorted(bins, counts), len(bins) - 1)]
+    """The smallest of ``bins`` that holds each count ``[P]``, or the largest bin; 0 of no date."""
+    return np.where(counts > 0, np.asarray(bins)[np.minimum(np.searchsorted(bins, counts), len(bins) - 1)], 0)

@@ -8,6 +8,8 @@ The input is a dictionary with three entries per branch, here of ``s2`` (``s1`` 
 ``s2``        float ``[B, T, C]`` standardised
 ``s2_days``   int ``[B, T]`` day of the year, 1..366
 ``s2_valid``  bool ``[B, T]``, True = an observation; absent where every date is one. Padding comes last.
+
+T = 0 says that no pixel of the batch was observed by a sensor.
 """
 
 from __future__ import annotations
@@ -96,6 +98,8 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, days: Tensor, valid: Tensor | None) -> Tensor:
         """See the class and the module."""
+        if not x.shape[1]:
+            return x.new_zeros(len(x), self.width)
         tokens = self.embedding(x) + self.days(days, self.width).to(x.dtype)  # [B, T, W]
         if valid is None:
             return self.attn_pool(self.transformer_encoder(tokens), None)
@@ -130,7 +134,7 @@ class SeriesEncoder(nn.Module):
         pooling: str = "gru",
         fusion: str = "concat",
         days: str = "cyclic",
-        bins: tuple[int, ...] = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+        bins: tuple[int, ...] = (*range(4, 64, 4), *range(64, 128, 8), *range(128, 257, 16)),
         padding: str = "mask",
     ) -> None:
         super().__init__()

@@ -90,7 +90,6 @@ def series(argv: list[str]) -> int:
     p.add_argument("--input", required=True, help="shard set")
     p.add_argument("--output", type=Path, required=True, help="parquet file")
     p.add_argument("--seed", type=int, default=0, help="of random:RUN (%(default)s)")
-    p.add_argument("--batch-pixels", type=int, default=256, help="pixels in a pass (%(default)s)")
     args = p.parse_args(argv)
     torch.set_num_threads(1)
     model = load_model(args.model_obj.removeprefix(RAW), args.seed)
@@ -99,7 +98,7 @@ def series(argv: list[str]) -> int:
     if args.model_obj.startswith(RAW):
         features = raw(model, samples)
     else:
-        features = embed_samples(model, samples, args.batch_pixels)
+        features = embed_samples(model, samples)
     labels = sorted({name for s in samples for name in s.labels})
     others = {name: [s.labels.get(name, -1) for s in samples] for name in labels}
     centres = [np.array(s.footprint).reshape(2, 2).mean(0) if s.footprint else (np.nan, np.nan) for s in samples]
@@ -118,7 +117,7 @@ def images_of(sample: Sample) -> list[Observed]:
     ]
 
 
-def embed_samples(model: SeriesModel, samples: Sequence[Sample], batch: int) -> np.ndarray:
+def embed_samples(model: SeriesModel, samples: Sequence[Sample]) -> np.ndarray:
     """Embeddings ``[N, D]``; samples with equal dates are worked on together."""
     together: dict[str, list[int]] = {}
     for number, sample in enumerate(samples):
@@ -133,7 +132,7 @@ def embed_samples(model: SeriesModel, samples: Sequence[Sample], batch: int) -> 
             )
             for n, spec in first.specs.items()
         ]
-        out[members] = embed(model, images, batch, "cpu", f"samples like {first.key!r}")
+        out[members] = embed(model, images, torch.device("cpu"), f"samples like {first.key!r}")
     return out
 
 

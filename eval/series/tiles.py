@@ -36,7 +36,8 @@ class Job:
     model: str
     digest: str
     precision: str
-    batch: int
+    compute: str
+    batch: int | None
     dims: int  # first dimensions that are kept
     out: Path = field(compare=False)
 
@@ -111,7 +112,10 @@ class Worker:
         blocks: dict[str, list[np.ndarray]] = {}
         for first in range(0, height, rows):
             last = min(first + rows, height)
-            x = embed(self.model, tile.block(first, last), job.batch, self.device, str(tile.folder))[:, : job.dims]
+            x = embed(
+                self.model, tile.block(first, last), self.device, str(tile.folder),
+                batch=job.batch, compute=job.compute,
+            )[:, : job.dims]  # fmt: skip
             x[~inside[first:last].ravel()] = np.nan
             total.update(reconstruction(x, job.precision))
             for kind, array in to_store(x, job.precision).items():

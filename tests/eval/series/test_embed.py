@@ -109,6 +109,29 @@ def test_repeated_dates_are_those_of_the_released_weights():
     assert bin_of(np.array([9]), (8, 16)).tolist() == [16]
 
 
+def test_sensors_without_a_date_and_masks_where_every_date_is_one_change_nothing(world):
+    """Batches of pixels without radar leave the branch out, and repeated dates need no mask: the encoder is equal."""
+    encoder = tiny_series.encoder(world / "repeat", bins=(8,), padding="repeat")
+    model = load_model(str(encoder))
+    observed = open_tile(world / f"tiles{SIDE}" / f"0_0_{SIDE}_{SIDE}").block(0, SIDE)
+    tracks = {
+        n: encode.observe(observed, w, SIDE * SIDE, model.normalisation, "x") for n, w in model.encoder.inputs.items()
+    }
+    out, device = encode.embed(model, observed, torch.device("cpu"), "x"), torch.device("cpu")
+    kinds = set()
+    for part, x in encode.batches(model.encoder, tracks, 64):
+        assert not {"s2_valid", "s1_valid"} & x.keys()
+        kinds.add((x["s2"].shape[1], x["s1"].shape[1]))
+        padded = {}
+        for name, track in tracks.items():
+            chosen, shown = bring(track.valid[:, part], 8, "repeat")
+            padded |= track.pick(name, part, chosen, shown)
+        with torch.no_grad():
+            want = model.encoder(encode.on(padded, device))
+        torch.testing.assert_close(torch.from_numpy(out[part]), want, rtol=1e-4, atol=1e-5)
+    assert kinds == {(8, 8), (0, 8)}
+
+
 def test_groups_hold_every_observed_pixel_once(world):
     model = load_model(str(world / "run"))
     tile = open_tile(world / f"tiles{SIDE}" / f"0_0_{SIDE}_{SIDE}")
@@ -116,6 +139,18 @@ def test_groups_hold_every_observed_pixel_once(world):
     tracks = [encode.observe(observed, w, SIDE * SIDE, model.normalisation, "x") for w in model.encoder.inputs.values()]
     members = [m for m, _ in encode.groups(tracks, model.encoder.bins)]
     assert sorted(np.concatenate(members)) == list(range(1, SIDE * SIDE))
+
+
+def test_products_in_bf16_give_a_map_that_is_close_and_says_so(world, whole, tmp_path):
+    assert run(world, "tiles50", tmp_path, "--compute", "bf16") == 0
+    exact, found = read(whole), read(tmp_path / "embedding.tif")
+    seen = np.isfinite(exact)
+    assert np.array_equal(seen, np.isfinite(found))
+    assert 1e-4 < np.sqrt(((found - exact)[seen] ** 2).sum() / (exact[seen] ** 2).sum()) < 0.01
+    with rasterio.open(tmp_path / "embedding.tif") as file:
+        assert file.tags()["compute"] == "bf16"
+    with pytest.raises(ValueError, match="holds results of another job .compute bf16 -> float32."):
+        run(world, "tiles50", tmp_path)
 
 
 @pytest.mark.parametrize("precision, bound", [("int8", 0.01), ("bf16", 0.004)])
