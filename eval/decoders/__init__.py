@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from dinov2.models.dense import Decoder
+from dinov2.models.upernet import UPerNet
 from dinov2.names import check_options, suggest
-from eval.decoders.base import Decoder
 from eval.decoders.change import ConcatNeck, DifferenceNeck
 from eval.decoders.conv_transpose import ConvTranspose
 from eval.decoders.fcn import FCN
@@ -22,7 +23,6 @@ from eval.decoders.muster import Muster
 from eval.decoders.segformer import SegFormer
 from eval.decoders.temporal import LTAE, LinearNeck, LTAENeck, StackNeck
 from eval.decoders.unet import UNet
-from eval.decoders.upernet import UPerNet
 
 DECODERS: dict[str, Callable[..., Decoder]] = {
     "linear": PixelMLP,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from eval.decoders.base import Decoder, conv_block, head
+from dinov2.models.dense import Decoder, conv_block, head
 
 UPSAMPLINGS = 4  # each doubles the side: patches of 16 pixels become pixels
 

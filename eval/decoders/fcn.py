@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eval.decoders.base import Decoder, conv_block, head
+from dinov2.models.dense import Decoder, conv_block, head
 
 
 class FCN(Decoder):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from eval.decoders.base import Decoder
+from dinov2.models.dense import Decoder
 
 
 def pointwise(widths: Sequence[int]) -> nn.Sequential:

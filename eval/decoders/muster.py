@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.models.dense import Decoder, Pyramid, conv_block, head, resize
 from dinov2.models.layers import Mlp
-from eval.decoders.base import Decoder, Pyramid, conv_block, head, resize
 
 
 class WindowCrossAttention(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eval.decoders.base import Decoder, Pyramid, conv_block, head, resize
+from dinov2.models.dense import Decoder, Pyramid, conv_block, head, resize
 
 
 class SegFormer(Decoder):

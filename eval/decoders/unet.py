@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.decoders.base import Decoder, Pyramid, conv_block, head
+from dinov2.models.dense import Decoder, Pyramid, conv_block, head
 
 
 def double_conv(in_dim: int, out_dim: int) -> nn.Sequential:

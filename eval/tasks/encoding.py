@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dinov2.data.batch import View
-from eval.decoders.base import resize
+from dinov2.models.dense import resize
 from eval.features import folded
 from eval.networks import Model
 from eval.tiling import corners, crop, stitch

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dinov2.data.batch import Batch
+from dinov2.models.dense import Pyramid
 from dinov2.sensors import suggest
 from eval.datasets import EvalDataset
 from eval.datasets.base import IGNORE
 from eval.decoders import DECODERS, NECKS, PER_IMAGE, PYRAMIDAL
-from eval.decoders.base import Pyramid
 from eval.features import Trial
 from eval.joining import WHOLE
 from eval.losses import OF_KIND

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinov2.models.dense import resize
 from eval.decoders import build_decoder, build_neck
-from eval.decoders.base import resize
 from eval.decoders.conv_transpose import halving_neck, plain_neck
 from eval.decoders.temporal import LTAE
 from eval.decoders.unet import UNetEncoder

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from eval.decoders.base import resize
+from dinov2.models.dense import resize
 from eval.dense_metrics import confusions, predicted_classes, regression_scores, residuals, segmentation_scores
 from eval.knn import votes
 from eval.losses import build_loss

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dinov2.models.dense import Pyramid, resize
 from eval.decoders import DECODERS, NECKS, build_decoder, build_neck
-from eval.decoders.base import Pyramid, resize
 
 SMALL = {
     "mlp": {"hidden": (12,)},
@@ -130,7 +130,7 @@ def test_bad_requests_are_one_sentence(name, options, message):
 
 
 def test_unknown_neck_is_named():
-    assert set(NECKS) == {"ltae", "linear", "difference", "concat"}
+    assert set(NECKS) == {"ltae", "linear", "stack", "difference", "concat"}
     with pytest.raises(ValueError, match="unknown neck 'lstm'"):
         build_neck("lstm", WIDTHS)
     with pytest.raises(ValueError, match="neck 'linear': .*'frames'"):

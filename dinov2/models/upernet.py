@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.decoders.base import Decoder, Pyramid, conv_block, head, resize
+from dinov2.models.dense import Decoder, Pyramid, conv_block, head, resize
 
 
 class UPerNet(Decoder):
