@@ -191,14 +191,11 @@ def load_rest(path: Path, parts: Mapping[str, Any] | None = None) -> dict[str, A
     return saved
 
 
-def load_into(path: Path, tensors: Tensors, part: bool = False) -> None:
-    """Copy a checkpoint into ``tensors``, whole ones or shards, strictly: missing, extra, misshapen keys are named.
-
-    ``part``: the others of the checkpoint are not asked for.
-    """
+def load_into(path: Path, tensors: Tensors) -> None:
+    """Copy a checkpoint into ``tensors``, whole ones or shards, strictly: missing, extra, misshapen keys are named."""
     found = contents(path)
     problems = [f"missing {k}" for k in tensors.keys() - found.keys()]
-    problems += [f"unexpected {k}" for k in found.keys() - tensors.keys() if not part]
+    problems += [f"unexpected {k}" for k in found.keys() - tensors.keys()]
     problems += [
         f"{k} is {tuple(found[k].size)}, the model's is {tuple(tensors[k].shape)}"
         for k in tensors.keys() & found.keys()

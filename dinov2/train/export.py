@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2 import config, distributed
@@ -14,8 +13,9 @@ from dinov2.models import build_encoder
 from dinov2.models.export import save_export
 from dinov2.models.state import build_loaded
 from dinov2.models.vit import VisionTransformer
+from dinov2.objectives.base import Objective
 from dinov2.train import checkpoint
-from dinov2.train.build import Parts, build_objective
+from dinov2.train.build import Parts
 from dinov2.train.parallel import whole_state
 
 
@@ -30,21 +30,24 @@ def export(cfg: DictConfig, path: Path, parts: Parts, done: int) -> Path:
     return path
 
 
+def described(objective: Objective) -> dict[str, Any]:
+    """What builds the exported encoder of ``objective`` anew, and its name among the objective's modules."""
+    encoder = cast(VisionTransformer, objective.export())
+    name = next(name for name, module in objective.named_modules() if module is encoder)
+    return {"name": name, "config": encoder.config}
+
+
 def read_encoder(saved: Path) -> tuple[VisionTransformer, dict[str, Any]]:
     """The encoder that the run would export after this checkpoint, and what the checkpoint holds besides tensors.
 
     In one process, reading no more tensors than the encoder's.
     """
     rest = checkpoint.load_rest(saved)
-    cfg = cast(DictConfig, OmegaConf.create(rest["config"]))
-    cfg.model.weights = None  # where training began does not matter any more
-    with torch.device("meta"), torch.random.fork_rng():
-        objective = build_objective(cfg)
-    encoder = cast(VisionTransformer, objective.export())
-    name = next(name for name, module in objective.named_modules() if module is encoder)
-    encoder.to_empty(device="cpu")
-    checkpoint.load_into(saved, {f"objective.{name}.{k}": v for k, v in encoder.state_dict().items()}, part=True)
-    return encoder.eval(), rest
+    if "encoder" not in rest:
+        raise ValueError(f"{saved} does not tell its encoder: an older version wrote it, which can export it")
+    name, architecture = rest["encoder"]["name"], rest["encoder"]["config"]
+    state = checkpoint.read(saved, f"objective.{name}.")
+    return cast(VisionTransformer, build_loaded(partial(build_encoder, **architecture), state, str(saved))), rest
 
 
 def export_checkpoint(saved: Path, path: Path) -> Path:

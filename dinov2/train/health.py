@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class QualityGuard:
 
     def __init__(self, key: str, drop: float) -> None:
         self.key, self.drop = key, drop
-        self.start: float | None = None  # kept in checkpoints
+        self.start: float | None = None
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Take the evaluation of a step; the first one is the start."""
@@ -73,8 +74,17 @@ class QualityGuard:
             raise ValueError(f"train.guard: no evaluation gives {self.key!r}; there are {', '.join(values) or 'none'}")
         value = values[self.key]
         self.start = value if self.start is None else self.start
-        if value < self.start - self.drop:
+        if not value >= self.start - self.drop:  # NaN is no quality
             raise ValueError(
                 f"step {step}: {self.key} fell from {self.start:.3f} to {value:.3f}, more than train.guard_drop "
                 f"{self.drop:g}; lower optim.base_lr, hold the backbone longer (optim.freeze), or raise guard_drop"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"key": self.key, "start": self.start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`; another metric has a start of its own."""
+        if state["key"] == self.key:
+            self.start = state["start"]

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dinov2 import distributed
 from dinov2.files import write_atomic
 
+METRICS, RANKS = "metrics.jsonl", "ranks.jsonl"
 PACKAGES = ("eo-ssl", "torch", "numpy", "omegaconf", "fvcore", "webdataset", "rasterio", "h5py", "xformers")
 
 
@@ -37,19 +38,31 @@ def environment() -> str:
     return "\n".join([*versions(), platform.platform()]) + "\n"
 
 
-class Log:
-    """Scalars of a run. Only rank 0 writes; lines after ``resumed_step`` (of a killed run) are dropped."""
+def keep_until(path: Path, step: int, again: bool) -> None:
+    """Drop what :class:`Log` says from a file of JSON lines, and a last line that is half written."""
+    if not path.exists():
+        return
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    read = [json.loads(line) for line in whole]
+    evaluated = [again and x["step"] == step and any(key.startswith("eval/") for key in x) for x in read]
+    kept = [line for line, x, drop in zip(whole, read, evaluated, strict=True) if x["step"] <= step and not drop]
+    write_atomic(path, "".join(kept))
 
-    def __init__(self, folder: Path, total: int, resumed_step: int, track: Sequence[str]) -> None:
+
+class Log:
+    """Scalars of a run. Only rank 0 writes.
+
+    Lines after ``resumed_step`` (of a killed run) are dropped, and its evaluation where it is made ``again``.
+    """
+
+    def __init__(self, folder: Path, total: int, resumed_step: int, track: Sequence[str], again: bool = False) -> None:
         self.silent = distributed.rank() != 0
         self.folder, self.total, self.trackers = folder, total, []
         if self.silent:
             return
-        path = folder / "metrics.jsonl"
-        old = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in old if line.endswith("\n") and json.loads(line)["step"] <= resumed_step]
-        write_atomic(path, "".join(kept))
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (held for the run's lifetime)
+        for name in (METRICS, RANKS):
+            keep_until(folder / name, resumed_step, again)
+        self.file = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115 (held for the run's lifetime)
         self.trackers = [TRACKERS[name](folder) for name in track]
         self.console = Console(highlight=False)
         self.bar = None
@@ -83,7 +96,7 @@ class Log:
         """Append numbers of every rank to ranks.jsonl."""
         if not self.silent:
             line = {"step": step} | {k: [round(v, 4) for v in numbers] for k, numbers in values.items()}
-            with open(self.folder / "ranks.jsonl", "a") as file:
+            with open(self.folder / RANKS, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:

@@ -68,9 +68,14 @@ class OnlineProbe:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "label": self.label,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from a :meth:`state_dict`; the probe of another label begins anew."""
+        if state["label"] == self.label:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])

@@ -21,7 +21,7 @@ from dinov2.train import checkpoint, schema
 from dinov2.train.accumulate import loss_of_all, mean_of_losses
 from dinov2.train.build import Parts, build
 from dinov2.train.checkpoint import Saver
-from dinov2.train.export import export
+from dinov2.train.export import described, export
 from dinov2.train.interrupt import Interrupted, Interrupts
 from dinov2.train.log import Log, environment, versions
 from dinov2.train.monitor import Monitor, Step, Waiting
@@ -78,9 +78,9 @@ def seed_step(seed: int, step: int) -> None:
 def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_at: int | None = None) -> Path:
     """Pretrain into ``folder``, resuming from its newest checkpoint; returns the exported encoder's path.
 
-    ``evaluate(export, step)`` is called every ``train.evaluate_every`` steps on rank 0; ``stop_at`` ends the run early
-    without changing any schedule (as a kill would). A signal to stop saves and raises Interrupted; ranks that do not
-    answer raise ConnectionError.
+    ``evaluate(export, step)`` is called every ``train.evaluate_every`` steps on rank 0, and names its values
+    ``eval/...``; ``stop_at`` ends the run early without changing any schedule (as a kill would). A signal to stop saves
+    and raises Interrupted; ranks that do not answer raise ConnectionError.
     """
     parts = build(cfg)
     assert evaluate or not parts.guard, "train.guard judges evaluations, and there is nothing to make them"
@@ -91,12 +91,15 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
         distributed.say(f"{folder} is complete: {first} steps are done")
         return final
     batches = Waiting(parts.stream.batches(first))
-    log = Log(folder, cfg.train.steps, first, cfg.train.track)
+    # a checkpoint may be older than its evaluation: a kill, a signal or the guard came between
+    again = evaluate is not None and due(cfg, parts, first)
+    log = Log(folder, cfg.train.steps, first, cfg.train.track, again)
     monitor = Monitor(cfg, parts, batches, log, last)
     saver = Saver(folder, cfg.train.keep, cfg.train.keep_every, cfg.train.save_async)
     with contextlib.closing(log), saver, Interrupts() as interrupts:
-        if evaluate and parts.guard and parts.guard.start is None:
+        if evaluate and again:
             log.write(first, evaluate_now(evaluate, cfg, folder, parts, first))
+            monitor.restart()
         for at in range(first, last):
             with distributed.at_step(at):
                 seed_step(cfg.train.seed, at)
@@ -110,16 +113,24 @@ def train(cfg: DictConfig, folder: Path, evaluate: Evaluate | None = None, stop_
             if stop:
                 saver.wait()
                 raise Interrupted(done, stop)
-            if evaluate and cfg.train.evaluate_every and done % cfg.train.evaluate_every == 0:
+            if evaluate and due(cfg, parts, done):
                 log.write(done, evaluate_now(evaluate, cfg, folder, parts, done))
                 monitor.restart()
     return export(cfg, final, parts, last)
 
 
+def due(cfg: DictConfig, parts: Parts, done: int) -> bool:
+    """Whether the encoder of this step is to be evaluated: on schedule, and where the guard has no start yet."""
+    every = cfg.train.evaluate_every
+    scheduled = every > 0 and done > 0 and done % every == 0
+    return scheduled or (parts.guard is not None and parts.guard.start is None)
+
+
 def evaluate_now(evaluate: Evaluate, cfg: DictConfig, folder: Path, parts: Parts, done: int) -> dict[str, float]:
     """Export the encoder of this step, run the injected evaluation on rank 0, and let the guard judge it."""
     path = export(cfg, folder / "eval" / f"step-{done:08d}" / "encoder.safetensors", parts, done)
-    values = distributed.from_first(evaluate(path, done) if distributed.rank() == 0 else {})
+    with distributed.at_step(done):  # ranks wait for the first one no longer than train.timeout_min
+        values = distributed.from_first(evaluate(path, done) if distributed.rank() == 0 else {})
     if parts.guard:
         parts.guard.check(done, values)
     return values
@@ -137,11 +148,12 @@ def rest(cfg: DictConfig, parts: Parts, done: int) -> dict[str, Any]:
         "step": done,
         "scaler": parts.precision.scaler.state_dict(),
         "alarm": parts.alarm.state_dict(),
-        "guard": parts.guard.start if parts.guard else None,
+        "guard": parts.guard.state_dict() if parts.guard else None,
         "probe": parts.probe.state_dict() if parts.probe else None,
         "stream": parts.stream.state(done),
         "normalisation": parts.normalisation.to_dict(),
         "config": OmegaConf.to_yaml(cfg),
+        "encoder": described(parts.objective),
     }
 
 
@@ -159,8 +171,8 @@ def resume(cfg: DictConfig, folder: Path, parts: Parts) -> int:
     checkpoint.load_into(path, tensors(parts))
     parts.precision.scaler.load_state_dict(saved["scaler"])
     parts.alarm.load_state_dict(saved["alarm"])
-    if parts.guard:
-        parts.guard.start = saved["guard"]
+    if parts.guard and saved["guard"]:
+        parts.guard.load_state_dict(saved["guard"])
     if parts.probe and saved["probe"]:
         parts.probe.load_state_dict(saved["probe"])
     return parts.stream.start_step(saved["stream"])

@@ -1,13 +1,16 @@
 """Continued pretraining: where weights come from, what stays fixed, and the guard."""
 
 import json
+import math
 
 import pytest
 import torch
 
-from dinov2.models.export import load_export
+from dinov2.models import build_encoder
+from dinov2.models.export import load_export, save_export
 from dinov2.train import checkpoint
 from dinov2.train.build import build
+from dinov2.train.export import export_checkpoint
 from dinov2.train.trainer import train
 from tests import tiny
 
@@ -96,12 +99,14 @@ def test_a_frozen_file_teaches_another_architecture(run, tmp_path, shards):
 
 
 def test_the_guard_stops_a_run_that_forgets(tmp_path, shards):
-    cfg = tiny.config(tmp_path, "simclr", shards, evaluate_every=2, guard="eval/knn", guard_drop=0.1)
+    options = {"evaluations": ["injected"], "evaluate_every": 2, "guard": "eval/knn", "guard_drop": 0.1}
+    cfg = tiny.config(tmp_path, "simclr", shards, **options)
     quality = {0: 0.8, 2: 0.75, 4: 0.69, 6: 0.9}
-    with pytest.raises(
-        ValueError, match=r"step 4: eval/knn fell from 0\.800 to 0\.690, more than train\.guard_drop 0\.1"
-    ):
-        train(cfg, tmp_path / "run", evaluate=lambda path, step: {"eval/knn": quality[step]})
+    for _ in range(2):  # nor does the same command go on
+        with pytest.raises(
+            ValueError, match=r"step 4: eval/knn fell from 0\.800 to 0\.690, more than train\.guard_drop 0\.1"
+        ):
+            train(cfg, tmp_path / "run", evaluate=lambda path, step: {"eval/knn": quality[step]})
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval/knn" in line] == [0, 2]
     cfg.train.guard_drop = 0.2  # resumed with the start of its first run in mind
@@ -109,6 +114,31 @@ def test_the_guard_stops_a_run_that_forgets(tmp_path, shards):
     cfg.train.guard = "eval/knm"
     with pytest.raises(ValueError, match=r"train\.guard: no evaluation gives 'eval/knm'; there are eval/knn"):
         train(cfg, tmp_path / "other", evaluate=lambda path, step: {"eval/knn": quality[step]})
-    cfg.train.evaluate_every = 0
-    with pytest.raises(ValueError, match=r"set train\.evaluations and train\.evaluate_every"):
-        build(cfg)
+    for lacking in ({"evaluate_every": 0}, {"evaluations": []}):
+        with pytest.raises(ValueError, match=r"set train\.evaluations and train\.evaluate_every"):
+            build(tiny.config(tmp_path, "simclr", shards, **options | lacking))
+
+
+def test_another_metric_is_guarded_from_a_start_of_its_own(tmp_path, shards):
+    options = {"evaluations": ["injected"], "evaluate_every": 2, "guard": "eval/knn"}
+    cfg = tiny.config(tmp_path, "simclr", shards, **options)
+    values = {"eval/knn": 0.9, "eval/linear": 0.5}
+    train(cfg, tmp_path / "run", evaluate=lambda path, step: values, stop_at=3)
+    cfg.train.guard = "eval/linear"
+    with pytest.raises(ValueError, match=r"step 6: eval/linear fell from 0\.500 to nan"):
+        train(
+            cfg, tmp_path / "run", evaluate=lambda path, step: values | ({"eval/linear": math.nan} if step == 6 else {})
+        )
+
+
+def test_a_checkpoint_exports_what_the_run_does_without_the_files_it_began_from(tmp_path, shards):
+    cfg = tiny.config(tmp_path, "simclr", shards)
+    released = build_encoder(**{**build(cfg).objective.encoder.config, "interpolate_offset": 0.1})
+    save_export(tmp_path / "start.safetensors", released, normalisation={}, info={})
+    cfg = tiny.config(tmp_path, "dino", shards)
+    cfg.model.weights = cfg.objective.teacher_weights = str(tmp_path / "start.safetensors")
+    final, at_end = load_export(train(cfg, tmp_path / "run"))
+    (tmp_path / "start.safetensors").unlink()
+    found, about = load_export(export_checkpoint(checkpoint.latest(tmp_path / "run"), tmp_path / "again.safetensors"))
+    assert about == at_end and about["encoder"]["interpolate_offset"] == 0.1
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in final.state_dict().items())

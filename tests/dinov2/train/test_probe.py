@@ -42,6 +42,17 @@ def test_a_resumed_probe_goes_on_and_may_be_added_later(tmp_path):
     assert probe(tmp_path, "later")["1.weight"].any()
 
 
+def test_a_probe_of_another_label_begins_anew():
+    saved, same, other = (
+        OnlineProbe(label, classes, 4, torch.device("cpu")) for label, classes in (("a", 2), ("a", 2), ("b", 3))
+    )
+    saved.learn(torch.randn(8, 4), [{"a": torch.arange(8) % 2}], 8)
+    for probe in (same, other):
+        probe.load_state_dict(saved.state_dict())
+    assert torch.equal(same.network[1].weight, saved.network[1].weight) and saved.network[1].weight.any()
+    assert not other.network[1].weight.any()
+
+
 def test_it_learns_what_is_linear_and_leaves_out_what_has_no_label():
     generator = torch.Generator().manual_seed(0)
     probe = OnlineProbe("side", 2, 4, torch.device("cpu"))

@@ -255,6 +255,24 @@ def test_evaluation_is_called_on_schedule_and_logged(tmp_path):
     assert [line["eval/step"] for line in lines if "eval/step" in line] == [3.0, 6.0]
 
 
+def test_an_evaluation_that_a_kill_prevented_is_made_up_and_logged_once(tmp_path):
+    cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"), evaluate_every=2)
+    made = []
+
+    def evaluate(export: Path, step: int) -> dict[str, float]:
+        made.append(step)
+        if made == [2, 4]:
+            raise KeyboardInterrupt  # after the checkpoint of step 4
+        return {"eval/step": float(step)}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, tmp_path / "run", evaluate=evaluate)
+    train(cfg, tmp_path / "run", evaluate=evaluate, stop_at=4)
+    train(cfg, tmp_path / "run", evaluate=evaluate)  # resumed where it was evaluated
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/step" in line] == [2, 4, 6] and made[:3] == [2, 4, 4]
+
+
 def command(config: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), "--config-file", str(config), "--output-dir", str(out), *more]
 
