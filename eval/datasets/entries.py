@@ -11,17 +11,20 @@ from eval.datasets.listing import Columns, Pattern
 from eval.datasets.stores import require
 
 
-def add_entries(columns: Columns, root: Path, wanted: Mapping[str, Sequence[str]]) -> None:
+def add_entries(columns: Columns, root: Path, wanted: Mapping[str, Sequence[str]]) -> list[Path]:
     """More columns: of the file with each path of ``wanted``, with {field} as everywhere, the entries named there.
 
-    ValueError names a file that is missing or damaged.
+    The files read are returned; ValueError names one that is missing or damaged.
     """
+    read: list[Path] = []
     for form, names in wanted.items():
         pattern = Pattern(form)
         fields = {name: columns[name] for name in pattern.fields}
-        paths = [pattern.fill({name: fields[name][i] for name in fields}) for i in range(len(columns["id"]))]
-        told = [entries(root / path, names) for path in paths]
+        paths = [root / pattern.fill({name: fields[name][i] for name in fields}) for i in range(len(columns["id"]))]
+        told = [entries(path, names) for path in paths]
         columns |= {name: [values[i] for values in told] for i, name in enumerate(names)}
+        read += paths
+    return read
 
 
 def entries(path: Path, names: Sequence[str]) -> list[Any]:

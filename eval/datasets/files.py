@@ -41,6 +41,7 @@ def files(
     key: str = "{id}",  # sample keys
     table: str | None = None,  # csv, parquet, json or geojson below root: its columns are joined to the samples
     table_key: str = "id",  # its column that holds their {id}, or how several make it: "{place}_{year}"
+    complete: bool = False,  # all that the table names must be there; else what is not is left out
     where: dict[str, list[Any]] | None = None,  # column -> values: samples that have none of them are left out
     entries: dict[str, list[str]] | None = None,  # path of a JSON file per sample -> its entries that become columns
     parse: dict[str, str] | None = None,  # column -> pattern: the pattern's fields become columns too
@@ -73,9 +74,9 @@ def files(
 
     def build() -> tuple[Columns, list[Path]]:
         columns, seen = rows_of.of_files(folder, first, key)
-        add_entries(columns, folder, entries or {})
+        seen += add_entries(columns, folder, entries or {})
         if table:
-            columns = rows_of.join(columns, folder / table, table_key)
+            columns = rows_of.join(columns, folder / table, table_key, complete)
             seen.append(folder / table)
         rows_of.add_parsed(columns, parse or {})
         columns = rows_of.having(columns, where or {})

@@ -17,7 +17,7 @@ from pyarrow import feather
 from dinov2 import config
 
 FIELD = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})*))?\}")
-VERSION = 1  # of the kept listings: raised when what they hold changes
+VERSION = 2  # of the kept listings: raised when what they hold changes
 SETTLED_NS = 2_000_000_000  # a folder younger than this may still change within its time stamp: not kept
 
 Columns = dict[str, list[Any]]  # a row per sample

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dinov2.env import expand
 from eval.datasets import stores
 from eval.datasets.base import SPLITS, EvalDataset, Split, chosen_specs
 from eval.datasets.layers import Pixels
+from eval.datasets.listing import state
 
 SPOT, LIDAR = "compressed_pansharpened_", "compressed_lidar_"  # how the two files of a scene begin
 
@@ -59,10 +60,16 @@ def squares(
         specs=chosen_specs({spec.key: spec}, None, bands),
         bands=tuple(bands) if bands else None,
         size=size,
-        data_hash=hashlib.sha256(text + repr((spec, pixels)).encode()).hexdigest()[:12],
+        data_hash=data_hash(text + repr((spec, pixels)).encode(), folder, every),
         kind=kind,
         unit=unit,
     ).require(split_hash)
+
+
+def data_hash(described: bytes, folder: Path, squares: Iterable[Mapping[str, Any]]) -> str:
+    """Twelve hex digits of the table and of size and time of modification of every image and every map of heights."""
+    files = sorted({name for square in squares for name in scene(square)})
+    return hashlib.sha256(described + repr([state(folder / name) for name in files]).encode()).hexdigest()[:12]
 
 
 def corner(geometry: Mapping[str, Any]) -> tuple[float, float]:

@@ -63,10 +63,11 @@ def by_number(columns: Columns, root: Path, layer: Layer) -> Columns:
     return {"id": list(map(str, numbers))} | out | {"n": numbers}
 
 
-def join(columns: Columns, path: Path, table_key: str) -> Columns:
+def join(columns: Columns, path: Path, table_key: str, complete: bool) -> Columns:
     """The rows that a table knows, with its columns; they are matched by ``id`` and the table's ``table_key``.
 
-    That is one of its columns, or made of several: ``{place}_{year}``.
+    That is one of its columns, or made of several: ``{place}_{year}``. ValueError where none of the table's samples is
+    there, or not all of them though they must be ``complete``.
     """
     table = read_table(path)
     pattern = Pattern(table_key if "{" in table_key else f"{{{table_key}}}")
@@ -77,6 +78,12 @@ def join(columns: Columns, path: Path, table_key: str) -> Columns:
     here = [i for i, name in enumerate(columns["id"]) if name in place]
     if not here:
         raise ValueError(f"{path} names none of the samples in its column {table_key!r}; correct dataset.table_key")
+    absent = sorted(place.keys() - set(columns["id"])) if complete else []
+    if absent:
+        raise ValueError(
+            f"{path} names {absent[0]!r}, which is missing, as are {len(absent) - 1} others of its {len(place)} "
+            "samples; get the data again, or set dataset.complete=false to leave them out"
+        )
     theirs = [place[columns["id"][i]] for i in here]
     return take(columns, here) | {n: [column[i] for i in theirs] for n, column in table.items() if n not in columns}
 

@@ -1,5 +1,6 @@
 """Published sets with labels per image: their exact layouts, what is learnt of them, and what is wrong with some."""
 
+import json
 import shutil
 
 import numpy as np
@@ -94,6 +95,29 @@ def test_sensors_and_dates_of_bigearthnet(tmp_path):
     }
     with pytest.raises(ValueError, match=r"the file .*_VV\.tif is missing"):
         build(tmp_path, "bigearthnet_v2")
+
+
+def test_labels_in_files_that_change_in_place_are_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.datasets.listing.SETTLED_NS", 0)  # the listing is kept at once
+    labelled.bigearthnet_v1(tmp_path, 1, scrambled=False, count=6)
+    before = build(tmp_path, "bigearthnet_v1")
+    key = before.splits["train"].keys[0]
+    path = next(p for p in tmp_path.glob("BigEarthNet-v1.0/*/*.json") if p.parent.name.lower() == key)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": ["Salines"]}))
+    again = build(tmp_path, "bigearthnet_v1")
+    row = again.splits["train"].labels[again.splits["train"].keys.index(key)]
+    assert [again.classes[c] for c in row.nonzero()[:, 0]] == ["Salines"]
+    assert again.split_hash != before.split_hash
+
+
+@pytest.mark.parametrize("name", ["bigearthnet_v2", "bigearthnet_v2_maps"])
+def test_a_patch_that_the_table_of_bigearthnet_names_must_be_there(tmp_path, name):
+    labelled.bigearthnet_v2(tmp_path, 1, scrambled=False, count=6)
+    gone = next((tmp_path / "BigEarthNet-S2").glob("*/*"))
+    shutil.rmtree(gone)
+    with pytest.raises(ValueError, match=rf"metadata\.parquet names '{gone.name}', which is missing, as are 0 others"):
+        build(tmp_path, name)
+    assert sum(map(len, build(tmp_path, name, complete=False).splits.values())) == 5
 
 
 def test_sentinel_1_of_bigearthnet_mm_needs_no_sentinel_2(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -70,6 +71,16 @@ def test_a_linear_probe_is_right_where_it_can_be_and_at_chance_where_nothing_can
     )
     found = LinearRegression().fit(x, y).score(x_test, y_test)
     assert found < 0.1 if scrambled else found > 0.999
+
+
+@pytest.mark.parametrize("kind", ["spot/compressed_pansharpened_", "lidar/compressed_lidar_"])
+def test_a_scene_or_heights_changed_in_place_are_other_data(tmp_path, kind):
+    write(tmp_path)
+    before = build(tmp_path).data_hash
+    assert build(tmp_path).data_hash == before
+    path = tmp_path / f"2021/{kind}{SCENE}"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert build(tmp_path).data_hash != before
 
 
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path):
