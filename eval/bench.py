@@ -17,6 +17,7 @@ from eval.datasets import EvalDataset, build_dataset
 from eval.encoders import load_model, seeded
 from eval.features import Trial, extract
 from eval.joining import received_table
+from eval.labels import Labels, validated
 from eval.networks import Model
 from eval.scoring import Outcome
 from eval.tasks.encoding import Store
@@ -43,6 +44,13 @@ class Bench:
             self.datasets[key] = build_dataset(options)
         return self.datasets[key]
 
+    def data(self, evaluation: schema.Evaluation) -> EvalDataset:
+        """The dataset of an evaluation, with the validation images that its labels leave."""
+        key = f"{sorted(evaluation.dataset.items())!r} {evaluation.labels!r}"
+        if key not in self.datasets:
+            self.datasets[key] = validated(self.dataset(evaluation.dataset), Labels(**evaluation.labels))
+        return self.datasets[key]
+
     def model(self, obj: str, seed: int) -> Model:
         """Loaded on first use; only a random model depends on the seed."""
         key = (obj, seed if seeded(obj) else 0)
@@ -53,7 +61,8 @@ class Bench:
     def trial(self, model: Model, dataset: EvalDataset, evaluation: schema.Evaluation) -> Trial:
         """The model on the dataset, joined and checked on first use."""
         treatment, running, window = evaluation.model, evaluation.running, evaluation.task.get("crop_size")
-        key = (model.digest, *(repr(sorted(part.items())) for part in (evaluation.dataset, treatment)), str(window))
+        parts = (repr(sorted(part.items())) for part in (evaluation.dataset, treatment))
+        key = (model.digest, *parts, str(window), dataset.split_hash)
         if key not in self.trials:
             self.trials = {k: v for k, v in self.trials.items() if k[0] == model.digest}
             self.trials[key] = Trial.of(

@@ -37,7 +37,10 @@ class Cell:
     def companion(self, other: Cell) -> bool:
         """Whether both ask the same of the same encoder, but for the seed and the labels."""
         mine, theirs = self.evaluation, other.evaluation
-        same_labels = mine.labels == theirs.labels or mine.task.get("crop") != "importance"  # which looks at the labels
+        apart = (
+            mine.task.get("crop") == "importance" or mine.labels["val"] or theirs.labels["val"]
+        )  # look at the labels
+        same_labels = mine.labels == theirs.labels or not apart
         parts = ((e.dataset, e.task, e.model, e.running) for e in (mine, theirs))
         return self.model == other.model and same_labels and operator.eq(*parts)
 

@@ -33,7 +33,7 @@ __all__ = ["Bench", "Cell", "collect", "default_output", "evaluate", "plan", "ru
 
 def run_cell(cell: Cell, bench: Bench) -> Row:
     """The cell's row: the stored one if nothing that decides it has changed, else a new one."""
-    evaluation, dataset = cell.evaluation, bench.dataset(cell.evaluation.dataset)
+    evaluation, dataset = cell.evaluation, bench.data(cell.evaluation)
     model = bench.model(cell.source, cell.seed)
     rows = limited(dataset, Labels(**evaluation.labels))
     identity = identity_of(cell, dataset, model, rows)
@@ -98,7 +98,7 @@ def test_again(cell: Cell, bench: Bench) -> Row:
     A decoder's test images may be others than before (``dataset.test``). ValueError where there is no row, or one of
     another config, model, labels or number of training images (without a head: of other data, too).
     """
-    start, dataset = time.perf_counter(), bench.dataset(cell.evaluation.dataset)
+    start, dataset = time.perf_counter(), bench.data(cell.evaluation)
     model, rows = bench.model(cell.source, cell.seed), limited(dataset, Labels(**cell.evaluation.labels))
     identity, decodes = identity_of(cell, dataset, model, rows), cell.evaluation.task["name"] == "decoder"
     tested = {k: identity[k] for k in ("config_hash", "data_hash", "split_hash")}

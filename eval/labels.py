@@ -1,9 +1,9 @@
-"""Few labels: which training images an evaluation may learn from."""
+"""Few labels: which training images an evaluation may learn from, and which images validate it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,26 @@ from dinov2.config import fingerprint
 from dinov2.env import expand
 from eval.datasets import EvalDataset
 from eval.datasets.base import IGNORE
+from eval.groups import of_groups
 from eval.reading import targets
 
-STRATEGIES = ("random", "stratified", "file")
+STRATEGIES = ("random", "stratified", "group", "file")
 BINS = 3  # of a class' share in an image, and of an image's mean value
 
 
 @dataclass
 class Labels:
-    """Of the training split; validation and test stay whole. With one seed the smaller choice is part of the larger."""
+    """Of the training split; the test split stays whole. With one seed the smaller choice is part of the larger."""
 
     fraction: float = 1.0  # of the training images
-    shots: int | None = None  # so many images of each class, in place of a fraction
-    strategy: str = "random"  # random | stratified (the fraction of images of every kind) | file
+    shots: int | None = None  # so many images of each class (strategy group: of each group), in place of a fraction
+    strategy: str = "random"  # random | stratified (of images of every kind) | group (of the dataset's groups) | file
     file: str | None = None  # keys of training samples, one a line
     seed: int = 0  # of the choice
+    whole: bool = False  # group: the fraction is of whole files of samples, as close to it as these allow
+    empty: float | None = None  # group: of images whose mean value is at most so much, a quarter is used; with shots
+    val: float | None = None  # group: so many validation images per training image of a group; null = all there are
+    index: str | None = None  # group: folder where the choice is written when first made, and read from then on
 
 
 def limited(dataset: EvalDataset, labels: Labels) -> list[int]:
@@ -39,6 +44,13 @@ def limited(dataset: EvalDataset, labels: Labels) -> list[int]:
         raise ValueError("labels.strategy=file and labels.file=FILE go together")
     if not 0 < labels.fraction <= 1 or (labels.shots is not None and (labels.shots < 1 or labels.fraction < 1)):
         raise ValueError("labels: give a fraction above 0 and up to 1, or at least one of shots")
+    own = labels.whole or labels.empty is not None or labels.val is not None or labels.index is not None
+    if own and labels.strategy != "group":
+        raise ValueError("labels.whole, labels.empty, labels.val and labels.index need labels.strategy=group")
+    if (labels.whole and labels.shots is not None) or (labels.empty is not None and labels.shots is None):
+        raise ValueError("labels.whole is of a fraction, labels.empty of shots")
+    if labels.strategy == "group":
+        return of_groups(dataset, labels, "train")
     if labels.file is not None:
         return from_file(dataset, Path(expand(labels.file)))
     if labels.shots is not None and dataset.kind != "classification":
@@ -56,6 +68,14 @@ def limited(dataset: EvalDataset, labels: Labels) -> list[int]:
     return sorted(
         row for rows in groups.values() for row in rows[: labels.shots or max(1, round(labels.fraction * len(rows)))]
     )
+
+
+def validated(dataset: EvalDataset, labels: Labels) -> EvalDataset:
+    """The dataset with the validation images that are chosen; itself where these are all."""
+    if labels.strategy != "group" or labels.val is None:
+        return dataset
+    part = dataset.splits["val"].part(of_groups(dataset, labels, "val"))
+    return replace(dataset, splits={**dataset.splits, "val": part})
 
 
 def strata(dataset: EvalDataset) -> list[Any]:

@@ -77,7 +77,10 @@ class Evaluation:
         dataset = {k: v for k, v in self.dataset.items() if k not in options}
         decides = {"dataset": dataset, "task": self.task, "resamples": self.resamples}
         for section, defaults in (("model", Treatment), ("labels", Labels)):  # these leave the hash of older rows alone
-            changed = {k: v for k, v in getattr(self, section).items() if v != getattr(defaults, k)}
+            given = {
+                k: v for k, v in getattr(self, section).items() if k != "index"
+            }  # where a choice is kept is no part
+            changed = {k: v for k, v in given.items() if v != getattr(defaults, k)}
             decides |= {section: changed} if changed else {}
         return config.fingerprint(decides)
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from dinov2.data.stats import Normalisation, image_stats, merge_stats
 SPLITS = ("train", "val", "test")
 KINDS = ("classification", "multilabel", "segmentation", "regression")
 IGNORE = -1  # no label: what every reader makes of its source's ignore and nodata labels (NaN in maps of values)
+T = TypeVar("T")
 STATS_SAMPLES = 2000  # statistics of a dataset come from so many training samples, evenly spaced
 
 
@@ -60,6 +62,24 @@ class Split(torch.utils.data.Dataset):
         """The map ``[H, W]`` of sample ``i``, read without the pixels of its images."""
         assert self._target is not None, "the targets of this split are its labels"
         return self._target(i)
+
+    def part(self, rows: Sequence[int]) -> Split:
+        """These rows alone."""
+        labels = None if self.labels is None else self.labels[list(rows)]
+        target = self._target and Renumbered(self._target, rows)
+        return Split([self.keys[row] for row in rows], labels, Renumbered(self._read, rows), target)
+
+
+@dataclass(frozen=True)
+class Renumbered(Generic[T]):
+    """``read`` with other numbers for its rows; loader processes can pickle it."""
+
+    read: Callable[[int], T]
+    rows: Sequence[int]
+
+    def __call__(self, i: int) -> T:
+        """What row ``rows[i]`` is."""
+        return self.read(self.rows[i])
 
 
 @dataclass(frozen=True)

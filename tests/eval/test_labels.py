@@ -58,7 +58,7 @@ def test_keys_from_a_file(tmp_path):
         (Labels(fraction=0.5, shots=3), "or at least one of shots"),
         (Labels(strategy="file"), "labels.strategy=file and labels.file=FILE go together"),
         (Labels(strategy="file", file="/nowhere.txt"), "labels.file /nowhere.txt does not exist"),
-        (Labels(strategy="some"), "labels.strategy 'some' is not one of random, stratified, file"),
+        (Labels(strategy="some"), "labels.strategy 'some' is not one of random, stratified, group, file"),
     ],
 )
 def test_mistakes(labels, message):
