@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +16,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imsave
 from rasterio.io import DatasetWriter
 
@@ -72,10 +75,29 @@ def cog(
         temporary.unlink(missing_ok=True)
 
 
+def named(texts: Sequence[str]) -> list[Path]:
+    """The files that names and globs mean."""
+    return [Path(path) for text in texts for path in sorted(glob(text)) or [text]]
+
+
 def tags_of(path: Path) -> dict[str, str]:
     """The tags of a raster."""
     with rasterio.open(path) as raster:
         return raster.tags()
+
+
+def class_tags(names: Sequence[str], colours: np.ndarray) -> dict[str, str]:
+    """Names and colours ``[K, 3]`` in [0, 1] of classes as tags of a map."""
+    tags: dict[str, str] = {}
+    for k, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        tags |= {f"class_{k}": name, f"colour_{k}": to_hex(colour)}
+    return tags
+
+
+def classes_in(tags: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
+    """The inverse of :func:`class_tags`: names, and colours ``[K, 3]``; of a map of values none."""
+    count = sum(re.fullmatch(r"class_\d+", key) is not None for key in tags)
+    return [tags[f"class_{k}"] for k in range(count)], np.array([to_rgb(tags[f"colour_{k}"]) for k in range(count)])
 
 
 def write_legend(path: Path, names: Sequence[str], colours: np.ndarray) -> None:

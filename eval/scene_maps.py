@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
 import torch
+import torch.nn.functional as F
+from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 from torch import Tensor
@@ -20,16 +21,18 @@ from torch import Tensor
 from dinov2 import __version__
 from dinov2.data.sample import Sample
 from dinov2.data.views import full_view
-from eval.geotiff import FLOATS, Storage, cog, tags_of, write_legend, write_picture
-from eval.maps import css, palette
+from eval.geotiff import class_tags, cog, tags_of, write_legend, write_picture
+from eval.maps import palette
 from eval.reading import VIEW, Item, as_batch, collate_items, days_of, progress
+from eval.scene_encoder import EMBEDS
+from eval.scene_layers import Extras, layers
 from eval.scenes import Given, Scene
+from eval.series.quicklook import write_quicklook
 from eval.tiling import Corner, starts, stitch, taper
 from eval.trained import Trained
 
-CLASSES = Storage("int16", -1, 2)
-SHARE = 1e-4  # a step of the stored probabilities
 CACHE = 256  # MiB of blocks that GDAL keeps of files being read and written
+SUFFIXES = ("_pred", "_prob", "_embedding", "_scale")  # of the files that are made
 
 
 @dataclass(frozen=True)
@@ -47,36 +50,36 @@ class Job:
     overlap: int
     cell: int
     batch: int
-    probabilities: bool
+    extras: Extras
     out: Path
     device: torch.device
 
+    @property
+    def step(self) -> int:
+        """Pixels of the file per pixel of the map: an embedding is one of a cell."""
+        return self.cell if self.trained.kind == EMBEDS else 1
+
     def target(self, path: Path) -> Path:
         """The map of a file."""
-        return self.out / f"{path.stem}_pred.tif"
+        return layers(self.trained, self.out / path.stem, self.extras)[0].path
 
     def tags(self, path: Path) -> dict[str, str]:
         """What a map says of its making; one with the same tags is not made again."""
         about = path.stat()
         source = f"{path.name} {about.st_size} {about.st_mtime_ns}"
-        how = f"{self.given} tile {self.tile} overlap {self.overlap} probabilities {self.probabilities}"
+        how = f"{self.given} tile {self.tile} overlap {self.overlap} {self.extras}"
         tags = {"model_digest": self.digest, "source": source, "prediction": how, "software": f"eo-ssl {__version__}"}
         if self.trained.kind != "segmentation":
             return tags | {"unit": self.trained.unit}
-        colours = map(css, palette(len(self.trained.classes)))
-        for k, (name, colour) in enumerate(zip(self.trained.classes, colours, strict=True)):
-            tags |= {f"class_{k}": name, f"colour_{k}": colour}
-        return tags
+        return tags | class_tags(self.trained.classes, palette(len(self.trained.classes)))
 
 
 @torch.inference_mode()
-def cell_of(trained: Trained) -> int:
+def cell_of(trained: Trained, device: torch.device) -> int:
     """Pixels per side that the coarsest feature map has one value for; 1 where images are resized first."""
     shape, ids = trained.example
-    view = {"imgs": torch.zeros(1, *shape), "chn_ids": torch.tensor([ids])}
-    device = next(trained.head.parameters()).device
-    maps = trained.model.maps({name: x.to(device) for name, x in view.items()})
-    return 1 if trained.joined.size else shape[-1] // min(m.shape[-1] for m in maps)
+    view = {"imgs": torch.zeros(1, *shape, device=device), "chn_ids": torch.tensor([ids], device=device)}
+    return 1 if trained.joined.size else shape[-1] // min(m.shape[-1] for m in trained.model.maps(view))
 
 
 def windows(job: Job, shape: tuple[int, int]) -> list[Corner]:
@@ -111,51 +114,53 @@ def look(job: Job, samples: Sequence[Sample]) -> Tensor:
 
 
 def tiles(job: Job, scene: Scene) -> Iterator[tuple[Corner, Tensor]]:
-    """``[K + 1, tile, tile]`` of every window; last 1 where it was observed. Windows without any are not looked at."""
-    channels, every = len(job.trained.classes), windows(job, scene.raster.shape)
+    """``[K + 1, side, side]`` of every window; last 1 where it was observed. Windows without any are not looked at."""
+    channels, every, side = len(job.trained.classes), windows(job, scene.raster.shape), job.tile // job.step
     firsts = range(0, len(every), job.batch)
     for first in progress(firsts, Path(scene.raster.name).name, len(firsts)):
         places = every[first : first + job.batch]
         samples, seen = zip(*(scene.read(at, job.tile) for at in places), strict=True)
-        found = torch.zeros(len(places), channels + 1, job.tile, job.tile)
-        found[:, channels] = torch.from_numpy(np.stack(seen))
+        found = torch.zeros(len(places), channels + 1, side, side)
+        found[:, channels] = F.max_pool2d(torch.from_numpy(np.stack(seen)).float(), job.step)  # a cell: any pixel of it
         some = [i for i, mask in enumerate(seen) if mask.any()]
         if some:
             found[some, :channels] = look(job, [samples[i] for i in some])
-        yield from zip(places, found, strict=True)
+        yield from zip([(row // job.step, column // job.step) for row, column in places], found, strict=True)
 
 
 def write_map(job: Job, path: Path) -> None:
-    """Predict one file; ``<stem>_pred.tif`` comes last, so that what goes with it is there where it is."""
-    trained, target = job.trained, job.target(path)
+    """Predict one file; the map comes last, so that what goes with it is there where it is."""
+    trained, step = job.trained, job.step
     with ExitStack() as stack, rasterio.Env(GDAL_CACHEMAX=CACHE):
         raster = stack.enter_context(rasterio.open(path))
         channels = [c for c in trained.joined.channels if c]
-        scene, (height, width) = Scene.of(raster, channels, trained.frames, job.given), raster.shape
-        grid: dict[str, Any] = dict(shape=raster.shape, crs=raster.crs, transform=raster.transform)
-        grid["tags"] = {**raster.tags(), **job.tags(path), "bands": scene.words}
-        segments = trained.kind == "segmentation"
-        names, storage, resampling = (["class"], CLASSES, "mode") if segments else (trained.classes, FLOATS, "average")
-        made = stack.enter_context(cog(target, names=names, storage=storage, resampling=resampling, **grid))
-        if job.probabilities:
-            beside, names = job.out / f"{path.stem}_prob.tif", ["confidence", *trained.classes]
-            shares = stack.enter_context(cog(beside, names=names, storage=CLASSES, resampling="average", **grid))
-            shares.scales = (SHARE,) * len(names)
-        weight, top = taper(job.tile, job.overlap) ** 2, 0  # squared: a tile comes in softly
-        for strip in stitch(tiles(job, scene), height, width, job.tile, weight):
-            values, seen = strip[:-1].numpy(), strip[-1].numpy() > 0.5  # [K, rows, W], [rows, W]
-            window = Window(0, top, width, len(seen))
-            classes = values.argmax(0, keepdims=True).astype(np.int16)
-            made.write(np.where(seen, classes, -1) if segments else np.where(seen, values, np.nan), window=window)
-            if job.probabilities:
-                both = np.concatenate([values.max(0, keepdims=True), values])
-                shares.write(np.where(seen, np.rint(both / SHARE), -1).astype(np.int16), window=window)
-            top += len(seen)
+        scene = Scene.of(raster, channels, trained.frames, job.given)
+        height, width = (-(-side // step) for side in raster.shape)
+        transform, files = raster.transform @ Affine.scale(step), []
+        tags = {**raster.tags(), **job.tags(path), "bands": scene.words}
+        for layer in layers(trained, job.out / path.stem, job.extras):
+            opened = cog(
+                layer.path, (height, width), raster.crs, transform, storage=layer.storage, names=layer.names, tags=tags,
+                resampling=layer.resampling,
+            )  # fmt: skip
+            file = stack.enter_context(opened)
+            file.scales = layer.scales or file.scales
+            files.append((file, layer.stored))
+        weight, top = taper(job.tile // step, job.overlap // step) ** 2, 0  # squared: a tile comes in softly
+        for strip in stitch(tiles(job, scene), height, width, job.tile // step, weight):
+            values = np.where(strip[-1].numpy() > 0.5, strip[:-1].numpy(), np.nan)  # [K, rows, W]
+            window = Window(0, top, width, values.shape[1])
+            for file, stored in files:
+                file.write(stored(values), window=window)
+            top += values.shape[1]
 
 
 def finish(job: Job, path: Path) -> None:
     """What lies beside a map: names and colours of its classes, and a picture."""
-    names, target = job.trained.classes, job.target(path)
+    target, names = job.target(path), job.trained.classes
+    if job.trained.kind == EMBEDS:
+        write_quicklook(target, target.with_suffix(".png"))
+        return
     colours = palette(len(names)) if job.trained.kind == "segmentation" else None
     if colours is not None:
         write_legend(target, names, colours)

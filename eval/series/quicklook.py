@@ -27,26 +27,32 @@ def quicklook(argv: list[str]) -> int:
     p.add_argument("--input", type=Path, required=True, help="embedding map; of codes, with <name>_scale.tif beside it")
     p.add_argument("--output", type=Path, required=True, help="GeoTIFF, or .png")
     args = p.parse_args(argv)
-    with EmbeddingMap(args.input) as source:
+    seen = write_quicklook(args.input, args.output)
+    print(f"{args.output}: principal components of {seen} pixels as red, green and blue")
+    return 0
+
+
+def write_quicklook(path: Path, output: Path) -> int:
+    """The picture of an embedding map; how many pixels its components come from."""
+    with EmbeddingMap(path) as source:
         file = source.file
         if file.count < 3:
-            raise ValueError(f"{args.input} has {file.count} bands; a picture needs three")
+            raise ValueError(f"{path} has {file.count} bands; a picture needs three")
         step = max(1, -(-max(file.shape) // MOST))
         small = source.read(size=(-(-file.height // step), -(-file.width // step)))
         seen = ~np.isnan(small[..., 0])
         if seen.sum() < 2:
-            raise ValueError(f"{args.input} has no pixel with an embedding")
+            raise ValueError(f"{path} has no pixel with an embedding")
         mean, axes = components(small[seen].astype(np.float64))
         low, high = np.percentile((small[seen] - mean) @ axes, TAILS, axis=0)  # [3] each
-        profile = dict(driver="PNG" if args.output.suffix == ".png" else "GTiff", count=3, dtype="uint8", nodata=0,
+        profile = dict(driver="PNG" if output.suffix == ".png" else "GTiff", count=3, dtype="uint8", nodata=0,
                        crs=file.crs, transform=file.transform, height=file.height, width=file.width)  # fmt: skip
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
         picture = np.zeros((3, *file.shape), np.uint8)
         for window in source.windows():
             share = ((source.read(window) - mean) @ axes - low) / np.where(high > low, high - low, 1)
             colour = np.where(np.isnan(share), 0, 1 + np.clip(share, 0, 1) * 254)
             picture[:, *window.toslices()] = np.moveaxis(colour, 2, 0).round()
-        with rasterio.open(args.output, "w", **profile) as look:
+        with rasterio.open(output, "w", **profile) as look:
             look.write(picture)
-    print(f"{args.output}: principal components of {seen.sum()} pixels as red, green and blue")
-    return 0
+    return int(seen.sum())

@@ -1,91 +1,26 @@
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-import torch
 import yaml
 from affine import Affine
 from matplotlib.image import imread
 
 from eval.dense_metrics import predicted_classes
-from eval.encoders import load_model
 from eval.engine import evaluate
-from eval.features import Trial
-from eval.predict import main
-from eval.tasks.decoder import Options, decoder
-from eval.tasks.encoding import Store
-from eval.tasks.heads import Wanted
 from eval.tiling import starts
-from eval.trained import Trained, load_trained
-from tests.dense import dataset, scene
-
-CPU = torch.device("cpu")
-VIT = "random:vit_tiny?patch_size=4&img_size=16&embed_dim=32&depth=2&num_heads=2&attn_dim=32&attn_heads=2"
-MODELS = {
-    "pixels": ("pixelstats", {}, {}),
-    "unet": ("unet?width=4&depth=2", {"decoder": "unet", "epochs": 6}, {}),
-    "vit": (VIT, {}, {}),
-    "values": ("pixelstats", {}, {"kind": "regression"}),
-    "dates": ("pixelstats", {"neck": "linear"}, {"frames": 3}),
-    "labels": (VIT, {"decoder": "linear_classifier"}, {"kind": "multilabel", "dense": False}),
-}
-UTM = dict(crs="EPSG:32633", transform=Affine(10, 0, 500_000, 0, -10, 5_800_000))
+from eval.trained import load_trained
+from tests.dense import dataset
+from tests.scenes import CPU, UTM, cell, image, predicted, read, run, write
 
 
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory):
     """Trained models by name, each made once."""
-    made = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            source, how, options = MODELS[name]
-            trial = Trial.of(load_model(source, seed=3), dataset(**options), CPU, batch_size=4)
-            given = Options(**{"decoder": "linear", "epochs": 3, "batch_size": 4, "evaluate_every": 1, **how})
-            (outcome,) = decoder(trial, Store(1 << 30), [Wanted(0, range(12))], given)
-            made[name] = tmp_path_factory.mktemp(name) / "seed-0.safetensors"
-            whole = outcome.trained[0] is not trial.model
-            Trained.of(trial, *outcome.trained, whole, (source, 3)).save(made[name])
-        return made[name]
-
-    return get
-
-
-def image(height: int, width: int, frames: int = 1) -> np.ndarray:
-    """``[frames * 3, H, W]`` of the kind the models were trained on."""
-    return scene(np.random.default_rng(7), (height, width), frames)[0].reshape(-1, height, width)
-
-
-def write(path: Path, pixels: np.ndarray, names=(), **profile) -> Path:
-    profile = {**UTM, "driver": "GTiff", "dtype": pixels.dtype, **profile}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(
-            path, "w", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2], **profile
-        ) as file:
-            file.write(pixels)
-            if names:
-                file.descriptions = names
-    return path
-
-
-def read(path: Path) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path) as file:
-            return file.read()
-
-
-def run(cell: Path, source: Path, out: Path, *options: str) -> int:
-    return main(["--model-obj", str(cell), "--input", str(source), "--output", str(out), "--device", "cpu", *options])
-
-
-def predicted(cell: Path, source: Path, out: Path, *options: str) -> np.ndarray:
-    """The classes or values ``[H, W]``."""
-    assert run(cell, source, out, *options) == 0
-    return read(out / f"{source.stem}_pred.tif")[0]
+    return lru_cache(lambda name: cell(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize("name", ["pixels", "unet", "vit"])
@@ -94,6 +29,28 @@ def test_a_tile_equals_the_model_on_the_image(cells, name, tmp_path):
     path = write(tmp_path / "a.tif", test[2].images["sentinel2_l2a-10m"])
     logits = list(load_trained(cells(name)).predictions(test, CPU, 1))[2]
     np.testing.assert_array_equal(predicted(cells(name), path, tmp_path / "out"), predicted_classes(logits)[0])
+
+
+def test_images_are_resized_as_in_training(cells, tmp_path):
+    test = dataset(size=(24, 24)).splits["test"]
+    path = write(tmp_path / "a.tif", test[2].images["sentinel2_l2a-10m"])
+    trained = load_trained(cells("resized"))
+    logits = list(trained.predictions(test, CPU, 1))[2]
+    assert (trained.joined.size, trained.side) == (16, 24)
+    np.testing.assert_array_equal(predicted(cells("resized"), path, tmp_path / "out"), predicted_classes(logits)[0])
+
+
+def test_confidence_is_the_second_band_on_request(cells, tmp_path):
+    pixels = image(30, 40)
+    pixels[:, 4] = 0
+    path = write(tmp_path / "a.tif", pixels, nodata=0)
+    plain = predicted(cells("pixels"), path, tmp_path / "plain", "--probabilities")
+    both = ("--probabilities", "--confidence")
+    np.testing.assert_array_equal(predicted(cells("pixels"), path, tmp_path / "sure", *both), plain)
+    with rasterio.open(tmp_path / "sure" / "a_pred.tif") as file:
+        assert file.descriptions == ("class", "confidence") and file.scales == (1.0, 1e-4)
+        np.testing.assert_array_equal(file.read(2), read(tmp_path / "plain" / "a_prob.tif")[0])
+        assert (file.read(2)[4] == -1).all() and file.colormap(1)
 
 
 def test_values_equal_the_model_and_keep_their_unit(cells, tmp_path):
@@ -305,7 +262,7 @@ def test_two_files_of_one_name_are_refused(cells, tmp_path):
     (tmp_path / "b").mkdir()
     for folder in (tmp_path, tmp_path / "b"):
         write(folder / "a.tif", image(30, 30))
-    with pytest.raises(ValueError, match=r"would both become a_pred.tif: rename one"):
+    with pytest.raises(ValueError, match=r"would become the same map: rename one"):
         run(cells("pixels"), tmp_path / "*" / "a.tif", tmp_path / "out", "--input", str(tmp_path), str(tmp_path / "b"))
 
 
