@@ -74,16 +74,24 @@ class Track:
 
     def pick(self, name: str, pixels: np.ndarray, chosen: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
         """What branch ``name`` sees of ``pixels [p]`` at dates number ``chosen [p, K]``; ``shown`` False is padding."""
-        values = np.zeros((*chosen.shape, self.slope.shape[1]), np.float32)  # [p, K, C]
+        (count, dates), bands = chosen.shape, self.slope.shape[1]
+        values = np.zeros((count, dates, bands), np.float32)
         if self.spec is not None:
-            stored = self.stored[chosen, pixels[:, None]]
-            look = 0 if len(self.slope) == 1 else chosen
-            values = stored * self.slope[look]
-            values += self.shift[look]
+            rows = chosen * self.stored.shape[1] + pixels[:, None]  # one index gathers thrice as fast as two
+            stored = self.stored.reshape(-1, bands).take(rows, axis=0)  # [p, K, C]
+            values = stored.astype(np.float32)
+            flat = values.reshape(count, -1)  # numpy is slow where the last axis is short
+            flat *= self._along(self.slope, chosen)
+            flat += self._along(self.shift, chosen)
             if (missing := self.spec.invalid(stored)).any():
                 values[missing] = 0  # the band's mean
             values[~shown] = 0
         return {name: values, f"{name}_days": self.days[chosen], f"{name}_valid": shown}
+
+    def _along(self, table: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """``table`` (``[1, C]`` or ``[N, C]``) at the chosen dates, flat: ``[1, K * C]`` or ``[p, K * C]``."""
+        found = np.tile(table, (1, chosen.shape[1])) if len(table) == 1 else table.take(chosen, axis=0)
+        return found.reshape(len(found), -1)
 
 
 def observe(images: Sequence[Observed], wanted: Sequence[str], pixels: int, norm: Normalisation, where: str) -> Track:
@@ -106,7 +114,8 @@ def observe(images: Sequence[Observed], wanted: Sequence[str], pixels: int, norm
             raise ValueError(f"{where}: two images of {sensor} differ in unit, scale or offset")
         dates = np.array(image.dates, "datetime64[D]")
         for index, names in _orbits(image.spec.bands, bands, f"{where}, {sensor}"):
-            stored = image.stored if index == list(range(image.stored.shape[2])) else image.stored[..., index]
+            whole = index == list(range(image.stored.shape[2]))
+            stored = np.ascontiguousarray(image.stored if whole else image.stored[..., index])
             seen = np.zeros(stored.shape[:2], bool)
             for band in range(len(bands)):
                 seen |= ~image.spec.invalid(stored[..., band])

@@ -16,7 +16,7 @@ from dinov2.data.series import Observed, Track, bin_of, bring, observe
 from dinov2.models.timeseries import SeriesEncoder
 from eval.series.models import SeriesModel
 
-BATCH = {"cpu": 64, "cuda": 4096}  # pixels in a pass: what caches hold, what keeps a GPU busy
+BATCH = {"cpu": 64, "cuda": 1024}  # pixels in a pass: what caches hold, what keeps a GPU busy
 COMPUTE = {"float32": torch.float32, "bf16": torch.bfloat16}  # number types of matrix products
 
 

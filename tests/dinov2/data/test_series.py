@@ -88,7 +88,7 @@ def test_dates_are_brought_to_a_bin():
     assert chosen[0].tolist() == [0, 0, 2, 3, 3, 5, 6, 6]
     assert (np.diff(chosen[0]) >= 0).all() and chosen[2].tolist() == [1] * 8
     assert shown.all(1).tolist() == [True, False, True]
-    assert bin_of(np.array([0, 4, 5, 90]), (4, 8, 16)).tolist() == [4, 4, 8, 16]
+    assert bin_of(np.array([0, 4, 5, 90]), (4, 8, 16)).tolist() == [0, 4, 8, 16]
 
 
 def test_leap_days_and_two_years_keep_their_order():
