@@ -43,7 +43,11 @@ def parameter_groups(
     factors = {r"^encoder\.patch_embed\.": patch_embed_lr} | dict(lr_multipliers or {})
     for option, patterns in (("lr_multipliers", lr_multipliers or {}), ("freeze", freeze or {})):
         for pattern in patterns:
-            if not any(re.search(pattern, name) for name, _ in trainable):
+            try:
+                found = any(re.search(pattern, name) for name, _ in trainable)
+            except re.error as error:
+                raise ValueError(f"optim.{option}: {pattern!r} is no regular expression ({error})") from error
+            if not found:
                 raise ValueError(f"optim.{option}: {pattern!r} is found in no trainable parameter's name")
     groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     for name, p in trainable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -94,20 +95,16 @@ class Train:
     exact_accumulation: bool = False  # the whole batch's gradient from micro-batches; encodes twice (two-view only)
     precision: str = "auto"  # auto | float32 | bfloat16 | float16
     parallel: str = "ddp"  # ddp: every rank holds all parameters | fsdp: each a shard of them (ViT-g and larger)
-    activation_checkpointing: bool = (
-        False  # blocks are computed again in the backward pass: less memory, a third more time
-    )
+    activation_checkpointing: bool = False  # blocks run again in the backward pass: less memory, a third more time
     compile: bool = False  # torch.compile per block
     timeout_min: float = 10.0  # ranks wait so long for each other; above what an evaluation takes
-    peak_tflops: float | None = (
-        None  # of a device, for the model FLOPs utilisation; null = measured by a matrix product
-    )
+    peak_tflops: float | None = None  # of a device, for the log's mfu; null = measured by a matrix product
     log_every: int = 10
     save_every: int = 500
     save_async: bool = False  # write checkpoints while the run goes on
     keep: int = 3  # newest checkpoints kept
     keep_every: int = 0  # and those of every so many steps; 0 = none
-    health_every: int = 50
+    health_every: int = 20
     collapse_std: float = 0.01  # stop when the embedding's standard deviation (1 = healthy, 0 = collapsed) stays below
     collapse_patience: int = 3  # for so many readings
     probe: str | None = None  # label of the shards; a linear classifier learns it beside the run, accuracy is logged
@@ -141,11 +138,28 @@ FREE = {  # what may change between a run and its resumption
 }
 
 
-POSITIVE = {  # options that must exceed 0 (or be null where they may)
+POSITIVE = {  # options that must exceed 0 (or be null where they may), those of all objectives among them
     "data": ("batch_size", "micro_batch", "cache_gib"),
-    "model": ("patch_size", "image_size"),
-    "optim": ("clip",),
-    "train": ("steps", "log_every", "save_every", "keep", "health_every", "timeout_min", "peak_tflops"),
+    "model": ("patch_size", "image_size", "in_chans", "attn_dim", "attn_heads", "embed_dim", "depth", "num_heads"),
+    "objective": (
+        *("hidden_dim", "projection_dim", "projector_layers", "prototypes", "bottleneck_dim", "head_layers"),
+        *("decoder_dim", "decoder_depth", "decoder_heads", "target_bands"),
+    ),
+    "optim": ("clip", "teacher_temp", "teacher_temp_start"),
+    "train": (
+        *("steps", "log_every", "save_every", "keep", "health_every", "collapse_patience"),
+        *("timeout_min", "peak_tflops"),
+    ),
+}
+NOT_NEGATIVE = {
+    "data": ("workers",),
+    "model": ("registers",),
+    "objective": ("queue", "off_diagonal", "mixup", "ibot_weight", "koleo_weight"),
+    "optim": (
+        *("base_lr", "min_lr", "weight_decay", "weight_decay_end"),
+        *("warmup_steps", "hold_steps", "teacher_temp_warmup_steps"),
+    ),
+    "train": ("keep_every", "evaluate_every", "guard_drop"),
 }
 
 
@@ -170,10 +184,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         ],
     )
     cfg = config.merge(schema, *layers, origin=str(path))
-    for part, keys in POSITIVE.items():
-        for key in keys:
-            if cfg[part][key] is not None and not cfg[part][key] > 0:
-                raise ValueError(f"{path}: {part}.{key} is {cfg[part][key]}; it must be greater than 0")
+    check_bounds(cfg, path)
     if cfg.model.arch == timeseries.NAME and name not in ROWS:
         raise ValueError(f"{path}: objective {name} has no views of pixel series; choose one of {', '.join(ROWS)}")
     idle = [k for layer in layers for k in layer.get("objective", {}) if k in VIEW_OPTIONS]
@@ -183,6 +194,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         if name not in TRACKERS:
             raise ValueError(f"{path}: train.track names {name!r}{suggest(name, list(TRACKERS))}")
     return cfg
+
+
+def check_bounds(cfg: DictConfig, path: Path) -> None:
+    """ValueError where a number is too small."""
+    bounds = ((POSITIVE, operator.gt, "greater than 0"), (NOT_NEGATIVE, operator.ge, "at least 0"))
+    for options, fits, said in bounds:
+        for part, keys in options.items():
+            for key in keys:
+                value = cfg[part][key] if key in cfg[part] else None  # noqa: SIM401 (a struct's get raises)
+                if value is not None and not fits(value, 0):
+                    raise ValueError(f"{path}: {part}.{key} is {value}; it must be {said}")
 
 
 def deciding(cfg: DictConfig) -> dict[str, Any]:

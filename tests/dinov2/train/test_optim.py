@@ -85,6 +85,12 @@ def test_a_regex_that_is_found_nowhere_is_an_error(option):
         parameter_groups(named("head.w"), **{option: {"hed": 1}})
 
 
+@pytest.mark.parametrize("option", ["lr_multipliers", "freeze"])
+def test_a_pattern_that_is_no_regex_is_an_error(option):
+    with pytest.raises(ValueError, match=f"optim.{option}: '\\(' is no regular expression"):
+        parameter_groups(named("head.w"), **{option: {"(": 1}})
+
+
 def test_frozen_steps_leave_parameters_as_they_are():
     model = Small()
     optimizer = build_optimizer(model, OPTIM | {"freeze": {"head": 2}})

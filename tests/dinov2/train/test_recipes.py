@@ -41,6 +41,13 @@ def test_recipe_fits_together(name):
     assert schedules(cfg).now(cfg.train.steps - 1).lr < schedules(cfg).now(cfg.train.steps // 2).lr
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_collapse_is_noticed_within_50_steps_or_100_of_many_ranks(name):
+    train = load(name).train
+    readings = train.collapse_patience - 1  # after the first low one
+    assert readings * train.health_every <= (100 if name in ("majortom_512.yaml", "presets/gpu_32.yaml") else 50)
+
+
 @pytest.mark.parametrize("stage, peak", [(1, 1.353e-4), (2, 5.412658773652743e-4)])
 def test_panopticon_has_its_published_peak_rate(stage, peak):
     cfg = load(f"panopticon_stage{stage}.yaml")
