@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dinov2.config import fingerprint
+from dinov2.data.series_tiles import Tile
 from dinov2.data.stats import Normalisation
 from dinov2.models.export import load_export
 from dinov2.models.timeseries import SeriesEncoder
@@ -21,12 +22,25 @@ UNITS = {"sentinel2_l2a": "reflectance", "sentinel1_rtc": "db"}  # of the releas
 
 @dataclass(frozen=True)
 class SeriesModel:
-    """An encoder in evaluation mode, the statistics of its inputs and a digest of its weights."""
+    """An encoder in evaluation mode, the statistics of its inputs and a digest of its weights.
+
+    ``catalogue``: see :class:`dinov2.models.zoo.tessera.SeriesRelease`.
+    """
 
     name: str
     digest: str
     encoder: SeriesEncoder
     normalisation: Normalisation
+    catalogue: str = ""
+
+    def check_source(self, tile: Tile) -> None:
+        """ValueError where a tile says that it was made from another catalogue than the statistics are of."""
+        made = tile.provenance.get("catalogue", "")
+        if made and self.catalogue not in made:
+            raise ValueError(
+                f"{tile.folder} was made from {made}, the statistics of {self.name} are of series from "
+                f"{self.catalogue}: prepare the tiles from there"
+            )
 
 
 def load_model(obj: str, seed: int = 0) -> SeriesModel:
@@ -36,10 +50,9 @@ def load_model(obj: str, seed: int = 0) -> SeriesModel:
     """
     name, at, file = obj.partition("@")
     if at and name in RELEASES:
-        encoder = load_series(name, file)
-        return SeriesModel(
-            f"{name}@{Path(file).stem}", digest(Path(file)), encoder, published(RELEASES[name].normalisation)
-        )
+        encoder, release = load_series(name, file), RELEASES[name]
+        known = published(release.normalisation)
+        return SeriesModel(f"{name}@{Path(file).stem}", digest(Path(file)), encoder, known, release.catalogue)
     random = obj.startswith("random:")
     path = Path(obj.removeprefix("random:"))
     path = path / FINAL if path.is_dir() else path

@@ -106,6 +106,7 @@ class Worker:
     def embed(self, tile: Tile) -> Mapping[str, float]:
         """Embed a tile block by block into its parts."""
         job, (height, width) = self.job, tile.shape
+        self.model.check_source(tile)
         made_of, inside = fingerprint(tile.folder), tile.inside()  # before the numbers are read
         rows = max(1, AT_ONCE // width)
         total: Counter[str] = Counter()

@@ -91,11 +91,15 @@ def build_v1_1(radar: Mapping[str, int] | None = None, **sizes: Any) -> SeriesEn
 
 @dataclass(frozen=True)
 class SeriesRelease:
-    """A released encoder of pixel series: how to build it, what else its file holds, and the numbers it was fed."""
+    """A released encoder of pixel series: how to build it, what else its file holds, and the numbers it was fed.
+
+    ``catalogue``: part of the address of the only one whose series the numbers are of; empty where any will do.
+    """
 
     build: Callable[..., SeriesEncoder]
     unused: tuple[str, ...]
     normalisation: Table
+    catalogue: str = ""
 
 
 V1_OPTICAL = (
@@ -113,7 +117,9 @@ HEADS = ("projector.*", "segmented_matryoshka_projector.*")
 RELEASES = {
     "btfm_v1": SeriesRelease(build_v1, HEADS, normalisation(V1_OPTICAL, V1_RADAR, V1_RADAR)),
     # numbers of the weights for series from the Planetary Computer; those for AWS are another pair of rows
-    "tessera_v1_1_mpc": SeriesRelease(build_v1_1, HEADS, normalisation(MPC_OPTICAL, MPC_ASCENDING, MPC_DESCENDING)),
+    "tessera_v1_1_mpc": SeriesRelease(
+        build_v1_1, HEADS, normalisation(MPC_OPTICAL, MPC_ASCENDING, MPC_DESCENDING), "planetarycomputer.microsoft.com"
+    ),
 }
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,6 +247,25 @@ def test_bands_unlike_the_encoders_are_refused_by_name(world, tmp_path, capsys):
     words = ["--model-obj", str(tmp_path / "run"), "--input", str(world / "tiles50" / "0_0_50_50")]
     assert embed.main([*words, "--output", str(tmp_path / "out")]) == 1
     assert "no band B8A, which the encoder sees; B02, B04, B08 are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "catalogue, refused",
+    [
+        ("https://planetarycomputer.microsoft.com/api/stac/v1", False),
+        ("https://earth-search.aws.element84.com/v1", True),
+        (None, False),  # imported: nobody knows
+    ],
+)
+def test_series_of_a_catalogue_that_the_statistics_are_not_of_are_refused(world, catalogue, refused):
+    known = replace(load_model(str(world / "run")), catalogue=RELEASES["tessera_v1_1_mpc"].catalogue)
+    tile = open_tile(world / "tiles50" / "0_0_50_50")
+    tile = replace(tile, provenance={"catalogue": catalogue} if catalogue else {})
+    load_model(str(world / "run")).check_source(tile)  # of no catalogue in particular
+    with (
+        pytest.raises(ValueError, match="the statistics of run are of series from planet") if refused else nullcontext()
+    ):
+        known.check_source(tile)
 
 
 def test_devices():
