@@ -18,6 +18,7 @@ from eval.datasets.base import SPLITS, EvalDataset, Split
 from eval.datasets.files import files
 from eval.datasets.geobench import geobench
 from eval.datasets.open_canopy import squares
+from eval.datasets.phileo import phileo
 from eval.datasets.shards import shards
 
 __all__ = ["CONFIGS", "DATASETS", "READERS", "SPLITS", "EvalDataset", "Split", "build_dataset", "defaults", "describe"]
@@ -26,6 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "datasets"
 READERS: Mapping[str, Callable[..., EvalDataset]] = {
     "files": files,
     "geobench": geobench,
+    "phileo": phileo,
     "shards": shards,
     "squares": squares,
 }
