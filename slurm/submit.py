@@ -19,6 +19,7 @@ import glob
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,25 +52,44 @@ def parser() -> argparse.ArgumentParser:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     """Options of a job."""
-    p.add_argument("--nodes", type=int, default=1)
+    p.add_argument("--nodes", type=count, default=1)
     p.add_argument("--gpus-per-node", type=int, default=0)
-    p.add_argument("--tasks-per-node", type=int, help="processes on a node (default: as many as its GPUs, or 1)")
-    p.add_argument("--cpus-per-task", type=int, default=1, help="loader processes included (%(default)s)")
+    p.add_argument("--tasks-per-node", type=count, help="processes on a node (default: as many as its GPUs, or 1)")
+    p.add_argument("--cpus-per-task", type=count, default=1, help="loader processes included (%(default)s)")
     p.add_argument("--partition")
-    p.add_argument("--time", type=int, default=1440, help="limit in minutes, at which the job queues again (1440)")
+    p.add_argument("--time", type=count, default=1440, help="limit in minutes, at which the job queues again (1440)")
     p.add_argument("--signal-delay", type=int, default=120, help="seconds before the limit to save in (%(default)s)")
     p.add_argument("--interface", help="network interface between nodes, such as ib0")
-    p.add_argument("--at-once", type=int, default=256, help="tasks of an array that run together (%(default)s)")
-    p.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any further option of sbatch")
+    p.add_argument("--at-once", type=count, default=256, help="tasks of an array that run together (%(default)s)")
+    p.add_argument(
+        "--sbatch", type=pair, action="append", default=[], metavar="KEY=VALUE", help="any further option of sbatch"
+    )
     p.add_argument("--setup", action="append", default=[], metavar="LINE", help="shell line before the job's command")
     p.add_argument("--resubmit", action="store_true", help="preempted jobs are cancelled here: submit them anew")
     p.add_argument("--dry-run", action="store_true", help="print the sbatch script, then stop")
     p.add_argument("--local", action="store_true", help="run on this machine, and wait (submitit's local executor)")
 
 
+def count(text: str) -> int:
+    """A number of at least 1 on the command line."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """``KEY=VALUE`` on the command line."""
+    key, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as account=abc")
+    return key, value
+
+
 def pretraining(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     """One job; all its tasks are ranks of the run."""
     options = train.parser().parse_args(rest)
+    if options.export or options.print_config or options.ranks:
+        raise ValueError("--export, --print-config and --ranks are no job's work: give them to train.py itself")
     cfg = schema.load(options.config_file, options.overrides)  # mistakes are found here, not after hours in a queue
     world = args.nodes * tasks(args)
     if cfg.data.lanes % world or cfg.data.batch_size % world:
@@ -102,6 +122,9 @@ def preparing(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
     sources = [Path(name).absolute() for name in sorted(glob.glob(env.expand(own.src)))]
     if not sources:
         raise ValueError(f"--src {own.src} matches no file or folder")
+    twice = [name for name, times in Counter(src.stem for src in sources).items() if times > 1]
+    if twice:
+        raise ValueError(f"--src {own.src} matches several {twice[0]!r}, all of which would be written to one folder")
     out = own.out.absolute()
     jobs = [Prepare([own.source, "--src", str(src), "--out", str(out / src.stem), *more]) for src in sources]
     return submit(jobs, args, out)
@@ -137,7 +160,7 @@ def executor(args: argparse.Namespace, folder: Path) -> submitit.SlurmExecutor |
         array_parallelism=args.at_once,
         setup=setup,
         srun_args=["--kill-on-bad-exit=1"],  # ranks that are left would wait for the lost one
-        additional_parameters={"requeue": True, **dict(item.split("=", 1) for item in args.sbatch)},
+        additional_parameters={"requeue": True, **dict(args.sbatch)},
     )
     return cluster
 

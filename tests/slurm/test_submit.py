@@ -10,7 +10,7 @@ import pytest
 from dinov2.train import checkpoint
 from slurm import jobs
 from tests import tiny
-from tests.slurm.cluster import ROOT
+from tests.slurm.cluster import ROOT, wait
 
 
 def submit(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -46,6 +46,14 @@ def test_mistakes_are_found_before_anything_waits_in_a_queue(config, tmp_path):
     assert "sbatch is not on this machine" in refusal("train", *run, PATH=str(tmp_path))
     assert "are 5 ranks, which must divide data.lanes 3072" in refusal("train", "--nodes=5", *run)
     assert "matches no file" in refusal("prep", "terramesh", "--src", str(tmp_path / "no*"), "--out", str(tmp_path))
+    assert "'account' is not KEY=VALUE" in refusal("train", "--sbatch=account", *run)
+    assert "argument --nodes: 0 is less than 1" in refusal("train", "--nodes=0", *run)
+    assert "give them to train.py itself" in refusal("train", "--dry-run", *run, "--export", str(tmp_path / "e"))
+    for region in "ab":
+        (tmp_path / region / "S2").mkdir(parents=True)
+    assert "matches several 'S2'" in refusal(
+        "prep", "folder", "--src", str(tmp_path / "*" / "S2"), "--out", str(tmp_path)
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -55,7 +63,16 @@ def test_what_sbatch_refuses_is_one_sentence(cluster, config, tmp_path):
     run = ["--config-file", str(config), "--output-dir", str(tmp_path / "run")]
     assert "Invalid partition" in cluster.submit("train", "--partition=nowhere", *run, code=2).splitlines()[-1]
     assert "sbatch refused" in cluster.submit("train", "--gpus-per-node=1", *run, code=2).splitlines()[-1]
-    assert "sbatch refused" in cluster.submit("train", "--nodes=3", *run, code=2).splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_job_that_the_cluster_cannot_start_says_why_it_waits(cluster, config, tmp_path):
+    said = cluster.submit("train", "--nodes=3", "--config-file", str(config), "--output-dir", str(tmp_path / "run"))
+    try:  # a site may enlarge its partition: SLURM takes the job
+        wait(lambda: "pending Partition" in cluster.submit("status", str(tmp_path)), "no reason is listed", 60)
+    finally:
+        cluster.run("scancel", said.partition("job ")[2].partition(";")[0])
 
 
 @pytest.mark.slow
@@ -66,9 +83,11 @@ def test_local_jobs_run_and_fail_as_the_commands_do(config, tmp_path):
     assert checkpoint.latest(tmp_path / "run") and (tmp_path / "run" / "model_final.safetensors").exists()
     listing = submit("status", str(tmp_path)).stdout
     assert "done" in listing and " 6 " in listing
-    again = submit("train", "--local", "--gpus-per-node=99", *run[:2], "--output-dir", str(tmp_path / "other"))
+    again = submit(
+        "train", "--local", "--gpus-per-node=3", "--tasks-per-node=1", *run[:2], "--output-dir", str(tmp_path / "other")
+    )
     assert again.returncode == 1
-    assert "99 GPUs were asked for" in submit("status", str(tmp_path)).stdout
+    assert "3 GPUs were asked for" in submit("status", str(tmp_path)).stdout
 
 
 def test_an_address_that_no_name_service_knows(monkeypatch, tmp_path):
