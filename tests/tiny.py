@@ -14,6 +14,7 @@ from dinov2.train import schema
 
 FINE = ImageSpec("sentinel2_l2a", 10, ("B02", "B03", "B04", "B08"), "uint16", "reflectance", 1e-4, 0.0, 0)
 COARSE = ImageSpec("sentinel2_l2a", 20, ("B05", "B11"), "uint16", "reflectance", 1e-4, 0.0, 0)
+MAP = {"kind": "mask", "ignore": 255}
 RADAR = ImageSpec("sentinel1_rtc", 10, ("VV", "VH"), "float32", "linear_power", nodata=-32768.0)
 
 
@@ -28,12 +29,25 @@ def samples(count: int):
         if i % 3 != 0:
             images[RADAR.key] = (RADAR, rng.gamma(2.0, 0.05 * (1 + i % 5), (2, 32, 32)).astype(np.float32))
         pixels, specs = {k: v[1] for k, v in images.items()}, {k: v[0] for k, v in images.items()}
-        yield Sample(f"s{i:03d}", pixels, specs, labels={"scene": i % 3})
+        left = 3e5 + 320 * i
+        footprint, labels = (left, 5e6, left + 320, 5e6 + 320), {"scene": i % 3, **maps(i)}
+        yield Sample(f"s{i:03d}", pixels, specs, {}, footprint, "EPSG:32632", labels)
+
+
+def maps(i: int) -> dict[str, np.ndarray]:
+    """What geo-aware pretraining tells of sample ``i``: a land cover with holes, building density, clouds."""
+    row, column = np.mgrid[:32, :32]
+    cover = np.where((row + i) % 8 == 0, 0, 10 * (1 + (column + i) // 12)).astype(np.uint8)
+    return {
+        "landcover": cover,
+        "buildings": ((row * (i % 5)) % 101).astype(np.uint8),
+        "cloud_mask_s2l2a": ((row + column + i) // 20 % 4).astype(np.uint8),
+    }
 
 
 def shards(folder: Path, count: int = 36) -> Path:
     """A shard set in ``folder``."""
-    labels = {"scene": {"kind": "class", "classes": ["optical", "radar", "both"]}}
+    labels = {"scene": {"kind": "class", "classes": ["optical", "radar", "both"]}, **dict.fromkeys(maps(0), MAP)}
     write_shards(samples(count), folder, samples_per_shard=12, labels=labels)
     return folder
 
@@ -44,6 +58,7 @@ OBJECTIVES = {
         for name in ("simclr", "moco", "byol", "barlow")
     },
     "mae": {"size": 16, "bands": [2, 4], "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "target_bands": 2},
+    "geo_aware": {"size": 16, "bands": [2, 4], "decoder_dim": 8},
     "dino": {
         "global_size": 16,
         "local_size": 8,

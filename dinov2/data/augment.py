@@ -49,15 +49,23 @@ def _scramble(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def speckle_db(keys: Tensor, height: int, width: int, looks: float) -> Tensor:
-    """Speckle in dB, ``[N, height, width]``: power noise of mean 1 and variance 1/looks, as multi-look SAR has it.
+def normal_field(keys: Tensor, height: int, width: int) -> Tensor:
+    """Standard normal numbers ``[N, height, width]``, each a function of a key (int ``[N]``, 0..2^32-1) and its place.
 
-    A function of ``keys`` (int ``[N]``, 0..2^32-1) and of row and column only: it depends neither on the batch nor on
-    its padding. Gamma(L)/L from a normal number by Wilson & Hilferty (1931): ``(1 - 1/(9L) + z / (3 sqrt(L)))^3``.
+    They depend neither on the batch nor on its padding.
     """
     pixel = torch.arange(height, device=keys.device)[:, None] << 16 | torch.arange(width, device=keys.device)  # [H, W]
     bits = _scramble(_scramble(pixel) ^ keys[:, None, None])  # [N, H, W]
     uniform = ((bits >> 9).float() + 0.5) / 2**23  # exact in float32, never 0 or 1
-    normal = torch.special.ndtri(uniform)
+    return torch.special.ndtri(uniform)
+
+
+def speckle_db(keys: Tensor, height: int, width: int, looks: float) -> Tensor:
+    """Speckle in dB, ``[N, height, width]``: power noise of mean 1 and variance 1/looks, as multi-look SAR has it.
+
+    ``keys`` as of :func:`normal_field`. Gamma(L)/L from a normal number by Wilson & Hilferty (1931):
+    ``(1 - 1/(9L) + z / (3 sqrt(L)))^3``.
+    """
+    normal = normal_field(keys, height, width)
     root = (1 - 1 / (9 * looks) + normal / (3 * looks**0.5)).clamp(min=0.05)  # below 0.05 only for very few looks
     return 30 * root.log10()  # 10 log10(root^3)

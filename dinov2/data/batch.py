@@ -69,8 +69,9 @@ class Batch:
     ``views[name]``: ``imgs`` float32 ``[count*B, C, S, S]`` standardised, crop-major (crop 0 of all samples, then
     crop 1, ...), ``chn_ids`` int64 ``[count*B, C]``, ``spec_masks`` bool ``[count*B, C]`` (True = padding), and where
     the ViewSpec has a mask ``masks`` bool ``[count*B, L]`` (True = hidden). ``positions`` int64 ``[B]`` are global
-    sample positions; ``keys`` the samples' keys; ``labels`` whatever integer labels the samples carry. A view of pixel
-    series is the dictionary of :mod:`dinov2.models.timeseries`.
+    sample positions; ``keys`` the samples' keys; ``labels`` whatever integer labels the samples carry; ``targets``
+    float32 ``[B, K]`` what the objective made of the samples. A view of pixel series is the dictionary of
+    :mod:`dinov2.models.timeseries`.
     """
 
     views: Mapping[str, View]
@@ -78,6 +79,7 @@ class Batch:
     keys: list[str]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -88,4 +90,5 @@ class Batch:
         """The same batch on ``device``."""
         views = {name: {k: x.to(device) for k, x in view.items()} for name, view in self.views.items()}
         labels = {name: label.to(device) for name, label in self.labels.items()}
-        return replace(self, views=views, positions=self.positions.to(device), labels=labels)
+        targets = {name: target.to(device) for name, target in self.targets.items()}
+        return replace(self, views=views, positions=self.positions.to(device), labels=labels, targets=targets)

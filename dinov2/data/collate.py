@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -60,12 +60,13 @@ class RawView:
 
 @dataclass(frozen=True)
 class RawSample:
-    """A sample's views before they are computed; ``position`` is the global sample position."""
+    """A sample's views before they are computed; ``position`` is the global sample position, ``targets`` float32."""
 
     key: str
     position: int
     views: Mapping[str, RawView]
     labels: Mapping[str, int]
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class RawBatch:
     positions: Tensor
     keys: list[str]
     labels: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
 
     def pin_memory(self) -> RawBatch:
         """The batch with its pixels in page-locked memory; a DataLoader with ``pin_memory=True`` calls this."""
@@ -148,6 +150,7 @@ def collate(samples: Sequence[RawSample]) -> RawBatch:
         torch.tensor([s.position for s in samples]),
         [s.key for s in samples],
         {label: torch.tensor([s.labels.get(label, -1) for s in samples]) for label in labels},
+        {name: torch.from_numpy(np.stack([s.targets[name] for s in samples])) for name in first.targets},
     )
 
 

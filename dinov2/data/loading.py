@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,8 +42,10 @@ class StreamDataset(Dataset):
     Everything depends on the positions, nothing on rank or worker.
     """
 
-    def __init__(self, shards: ShardSet, order: Order | Mixture, draw: Draw, collate: Collate) -> None:
-        self.shards, self.order, self.draw, self.collate = shards, order, draw, collate
+    def __init__(
+        self, shards: ShardSet, order: Order | Mixture, draw: Draw, collate: Collate, labels: Collection[str] = ()
+    ) -> None:
+        self.shards, self.order, self.draw, self.collate, self.labels = shards, order, draw, collate, labels
 
     def __getitem__(self, item: tuple[np.ndarray, np.ndarray]) -> Loaded:
         positions, later = item
@@ -67,7 +69,7 @@ class StreamDataset(Dataset):
         key = (self.order.seed, epoch, position)
         for attempt in range(ATTEMPTS):
             try:
-                sample = self.shards.read(shard, index, self.shards.only, labels=())
+                sample = self.shards.read(shard, index, self.shards.only, self.labels)
             except DamagedSample as error:
                 damage.append((shard, index, str(error)))
                 word = int(np.random.SeedSequence((*key, attempt)).generate_state(1, np.uint64)[0])

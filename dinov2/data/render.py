@@ -44,6 +44,7 @@ def render(raw: RawBatch | Batch, device: torch.device | str) -> Batch:
         raw.positions.to(device),
         raw.keys,
         {name: label.to(device) for name, label in raw.labels.items()},
+        targets={name: target.to(device) for name, target in raw.targets.items()},
     )
 
 

@@ -31,10 +31,11 @@ class Stream:
     micro-batches of at most ``micro_batch`` samples (None: one). ``draw(sample, (seed, epoch, position))`` makes a
     sample's views and ``collate(list)`` joins them, both in one of ``workers`` processes (0: in this one) that keep
     ``prefetch`` micro-batches ready each. Only ``images`` (None: all) are read, and samples that have none of them are
-    left out. ``weights`` are the shares of the single sets in the stream (None: every sample once per epoch). ``lanes``
-    is the number of places that are read from in turn: ``world`` must divide it, and with fewer of them fewer shards
-    are in use at once. The stream stops once more than the fraction ``max_damage`` of the samples (at least GRACE) was
-    damaged; 0: at the first one. ``memory`` is the most that each process which loads has held, in bytes.
+    left out; of label arrays only ``labels``. ``weights`` are the shares of the single sets in the stream (None: every
+    sample once per epoch). ``lanes`` is the number of places that are read from in turn: ``world`` must divide it, and
+    with fewer of them fewer shards are in use at once. The stream stops once more than the fraction ``max_damage`` of
+    the samples (at least GRACE) was damaged; 0: at the first one. ``memory`` is the most that each process which loads
+    has held, in bytes.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Stream:
         lanes: int = LANES,
         max_damage: float = 0.01,
         prefetch: int = 4,
+        labels: Collection[str] = (),
     ) -> None:
         shards = _usable(shards, images, batch_size)
         if not 0 < lanes <= LANES:
@@ -70,7 +72,7 @@ class Stream:
             self.order: Order | Mixture = Mixture(shards.counts_by_set, weights, seed, lanes)
         else:
             self.order = Order(shards.counts, seed, lanes)
-        self.dataset = StreamDataset(shards, self.order, draw, collate)
+        self.dataset = StreamDataset(shards, self.order, draw, collate, labels)
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.workers, self.prefetch, self.max_damage = min(workers, len(shards.counts)), prefetch, max_damage
         share = batch_size // world

@@ -37,10 +37,13 @@ Key = tuple[int, int, int]  # seed, epoch, global sample position
 
 
 def view_width(spec: ViewSpec) -> int:
-    """Channels to which every view of ``spec`` is padded: the same on all ranks in all steps."""
+    """Channels to which every view of ``spec`` is padded: the same on all ranks in all steps.
+
+    Views of a fixed number of bands are not padded, for encoders that take just so many.
+    """
     if spec.bands[1] > WIDTHS[-1]:
         raise ValueError(f"the {spec.name} views show up to {spec.bands[1]} bands; at most {WIDTHS[-1]} are possible")
-    return next(width for width in WIDTHS if width >= spec.bands[1])
+    return spec.bands[1] if spec.bands[0] == spec.bands[1] else next(w for w in WIDTHS if w >= spec.bands[1])
 
 
 def generator(key: Key, view: str, crop: int) -> np.random.Generator:

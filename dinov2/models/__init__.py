@@ -11,6 +11,8 @@ from torch import nn
 from dinov2.models.folded import FoldedPatchEmbed, folded_state
 from dinov2.models.layers import Block
 from dinov2.models.patch import ConvPatchEmbed
+from dinov2.models.phileo import PhilEOCNN
+from dinov2.models.phileo_vit import PhilEOViT
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.state import build_loaded
 from dinov2.models.timeseries import NAME as SERIES
@@ -18,6 +20,7 @@ from dinov2.models.timeseries import SeriesEncoder
 from dinov2.models.vit import SIZES, VisionTransformer
 from dinov2.names import check_options
 
+PHILEO: dict[str, type[PhilEOCNN | PhilEOViT]] = {"phileo_cnn": PhilEOCNN, "phileo_vit": PhilEOViT}
 EMBEDDINGS = ("spectral", "conv", "folded")
 # options of build_encoder -> arguments of SpectralPatchEmbed
 SPECTRAL = {
@@ -34,7 +37,7 @@ FOLDED = ("attn_dim", "attn_heads", "attn_norm")  # those that shape a folded em
 
 def build_encoder(
     name: str = "vit_base", patch_size: int = 14, img_size: int = 224, embed: str = "spectral", **options: Any
-) -> VisionTransformer | SeriesEncoder:
+) -> VisionTransformer | SeriesEncoder | PhilEOCNN:
     """A vision transformer ``vit_tiny|small|base|large|giant2`` behind a patch embedding.
 
     ``embed``: ``spectral`` (any bands; options: the keys of ``SPECTRAL``, ``attn_dim`` by default three times the
@@ -42,12 +45,14 @@ def build_encoder(
     :func:`fold_encoder` makes; options ``channels``, the ids of its bands, and ``FOLDED``). Further options are those
     of VisionTransformer and Block; ``embed_dim``, ``depth`` and ``num_heads`` override the size (None: keep it).
     ``build_encoder(**encoder.config)`` builds the same architecture again. Unknown names raise ValueError. The name
-    ``timeseries`` builds a SeriesEncoder, which has options of its own.
+    ``timeseries`` builds a SeriesEncoder, those of ``PHILEO`` PhilEO's networks, which have options of their own.
     """
     if name == SERIES:
         return SeriesEncoder(**options)
+    if name in PHILEO:
+        return build_phileo(name, patch_size, img_size, options)
     if name not in SIZES:
-        raise ValueError(f"unknown encoder {name!r}; known: {', '.join([*SIZES, SERIES])}")
+        raise ValueError(f"unknown encoder {name!r}; known: {', '.join([*SIZES, SERIES, *PHILEO])}")
     if embed not in EMBEDDINGS:
         raise ValueError(f"unknown patch embedding {embed!r}; known: {', '.join(EMBEDDINGS)}")
     more = {"conv": ["in_chans"], "spectral": [*SPECTRAL], "folded": ["channels", *FOLDED]}[embed]
@@ -60,6 +65,17 @@ def build_encoder(
     except TypeError as error:  # a value of another type
         raise ValueError(f"encoder {name!r} with embedding {embed!r}: {error}") from error
     encoder.config = {"name": name, "patch_size": patch_size, "img_size": img_size, "embed": embed, **given}
+    return encoder
+
+
+def build_phileo(name: str, patch_size: int, img_size: int, options: dict[str, Any]) -> PhilEOCNN | PhilEOViT:
+    """A network of ``PHILEO``, as published where options are missing or None; the U-Net has no patches to choose."""
+    transformer = name == "phileo_vit"
+    check_options(f"encoder {name!r}", options, PHILEO[name], *([Block] if transformer else []))
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    patches: dict[str, Any] = {"patch_size": patch_size} if transformer else {}
+    encoder = PHILEO[name](img_size=img_size, **patches, **given)
+    encoder.config = {"name": name, "patch_size": encoder.patch_size, "img_size": img_size, **given}
     return encoder
 
 

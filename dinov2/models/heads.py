@@ -50,6 +50,25 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         return y * self.weight + self.bias if self.affine else y
 
 
+class GlobalBatchNorm2d(GlobalBatchNorm):
+    """The same over the places of maps ``[B, D, h, w]``; state dict and statistics of ``nn.BatchNorm2d``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, D, h, w] -> [B, D, h, w]``."""
+        rows = x.movedim(1, -1)  # [B, h, w, D]
+        return super().forward(rows.flatten(0, 2)).view_as(rows).movedim(-1, 1)
+
+
+def with_global_norm(module: nn.Module) -> nn.Module:
+    """``module`` with every ``nn.BatchNorm2d`` in it replaced by a new :class:`GlobalBatchNorm2d`."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, GlobalBatchNorm2d(child.num_features))
+        else:
+            with_global_norm(child)
+    return module
+
+
 def mlp_head(
     in_dim: int,
     hidden_dim: int,

@@ -116,6 +116,7 @@ class PhilEOCNN(nn.Module):
 
     def __init__(
         self,
+        *,
         in_chans: int = 10,
         img_size: int = 128,
         embed_dim: int = 1024,

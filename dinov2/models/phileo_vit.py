@@ -35,6 +35,7 @@ class PhilEOViT(VisionTransformer):
 
     def __init__(
         self,
+        *,
         in_chans: int = 10,
         img_size: int = 128,
         patch_size: int = 4,

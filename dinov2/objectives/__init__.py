@@ -11,6 +11,7 @@ from torch import nn
 from dinov2.config import signature_schema
 from dinov2.objectives.base import Objective
 from dinov2.objectives.dino import DINO
+from dinov2.objectives.geo_aware import GeoAware
 from dinov2.objectives.mae import MAE
 from dinov2.objectives.two_view import KNOBS, ROWS, TwoView
 from dinov2.sensors import suggest
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     **{name: partial(TwoView, row=name) for name in ROWS},
     "mae": MAE,
     "dino": DINO,
+    "geo_aware": GeoAware,
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dinov2.data.batch import Batch, View, ViewSpec
+from dinov2.data.geo import GeoTargets
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Objective(nn.Module):
     """
 
     views: tuple[ViewSpec, ...]
+    supervision: GeoTargets | None = None  # makes what a batch holds beside the views: its targets
     encoder: nn.Module  # the student
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:

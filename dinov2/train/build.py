@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from dinov2 import config, distributed, objectives
 from dinov2.data import series_views, views
+from dinov2.data.geo import check_labels
 from dinov2.data.sample import Sample
 from dinov2.data.series import Series
 from dinov2.data.shards import Cache, ShardSet
 from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
 from dinov2.env import expand
-from dinov2.models import build_encoder, timeseries
+from dinov2.models import PHILEO, build_encoder, timeseries
+from dinov2.models.phileo import PhilEOCNN
+from dinov2.models.phileo_vit import PhilEOViT
 from dinov2.models.state import load_strict
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.weights import load_series_weights, load_weights
@@ -95,6 +98,15 @@ def build_model(model: DictConfig) -> tuple[VisionTransformer, dict[str, Tensor]
     return cast(VisionTransformer, encoder), beside
 
 
+def build_phileo_model(model: DictConfig) -> PhilEOCNN | PhilEOViT:
+    """PhilEO's U-Net or vision transformer that the ``model`` section describes."""
+    if model.weights:
+        raise ValueError(f"model.weights {model.weights}: {model.arch} starts from random weights")
+    names = {"phileo_cnn": ("dims", "depths"), "phileo_vit": ("depth", "num_heads")}[model.arch]
+    given = {name: config.plain(model[name]) for name in ("in_chans", "embed_dim", *names)}
+    return cast(PhilEOCNN | PhilEOViT, build_encoder(model.arch, model.patch_size, model.image_size, **given))
+
+
 def build_series_model(model: DictConfig, options: Series) -> timeseries.SeriesEncoder:
     """The series encoder that the ``model`` section describes, for the sensors and bands of the ``series`` section."""
     names = ("embed_dim", "width", "depth", "num_heads", "pooling", "fusion", "days")
@@ -114,9 +126,11 @@ def build_objective(cfg: DictConfig) -> Objective:
     """The objective around its encoder, seeded: the same weights on every rank."""
     torch.manual_seed(cfg.train.seed)
     beside: dict[str, Tensor] = {}
-    encoder: VisionTransformer | timeseries.SeriesEncoder
+    encoder: VisionTransformer | timeseries.SeriesEncoder | PhilEOCNN
     if cfg.model.arch == timeseries.NAME:
         encoder = build_series_model(cfg.model, series_options(cfg))
+    elif cfg.model.arch in PHILEO:
+        encoder = build_phileo_model(cfg.model)
     else:
         encoder, beside = build_model(cfg.model)
     options = config.plain(cfg.objective)
@@ -177,8 +191,12 @@ def build_stream(
     def draw(sample: Sample, key: views.Key) -> views.RawSample | series_views.Drawn:
         if of_pixels:
             return series_views.draw(sample, options, normalisation, key)
-        return views.draw(sample, objective.views, augment, normalisation, key)
+        drawn = views.draw(sample, objective.views, augment, normalisation, key)
+        return replace(drawn, targets=supervision(sample)) if supervision else drawn
 
+    supervision = objective.supervision
+    if supervision:
+        check_labels(supervision, shards.labels)
     return Stream(
         shards,
         draw=draw,
@@ -193,6 +211,7 @@ def build_stream(
         weights=cfg.data.weights,
         lanes=cfg.data.lanes,
         max_damage=cfg.data.max_damage,
+        labels=set(supervision.labels.values()) if supervision else (),
     )
 
 

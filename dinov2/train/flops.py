@@ -7,13 +7,18 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2.data.batch import ViewSpec
+from dinov2.data.views import view_width
+from dinov2.models.geo import UPerNetPainter
 from dinov2.models.mae import ChannelHead
+from dinov2.models.phileo_vit import PhilEOViT
 from dinov2.models.spectral import SpectralPatchEmbed
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Objective
 from dinov2.objectives.dino import DINO
+from dinov2.objectives.geo_aware import GeoAware
 from dinov2.objectives.mae import MAE
 from dinov2.objectives.two_view import TwoView
 
@@ -58,10 +63,10 @@ def sample_flops(objective: Objective) -> float | None:
     """A training step's operations per sample: the student learns from all views, a teacher sees the first kind.
 
     Heads are those of the objectives of this package; others count with their encoders only. None for encoders that
-    are no vision transformer.
+    are no vision transformer, or have convolutions before it.
     """
     encoder = objective.encoder
-    if not isinstance(encoder, VisionTransformer):
+    if not isinstance(encoder, VisionTransformer) or isinstance(encoder, PhilEOViT):
         return None
     teacher = any(isinstance(m, VisionTransformer) and m is not encoder for m in objective.modules())
     passes = [TRAINED + (teacher and view is objective.views[0]) for view in objective.views]
@@ -91,11 +96,24 @@ def head_flops(objective: Objective) -> float:
         per_row = 2 * matrices(dino_head.mlp) + 2 * dino_head.last_layer.weight_v.numel()
         crops = sum(v.count for v in objective.views)
         return per_row * (TRAINED * (crops + hidden) + view.count + hidden)
+    if isinstance(objective, GeoAware):
+        return TRAINED * 2 * (painter_flops(objective) + 2 * matrices(objective.heads))
     if isinstance(objective, TwoView):
         predictor = matrices(objective.predictor) if objective.asymmetric else 0
         teacher = matrices(objective.projector) if objective.asymmetric else 0
         return 2 * 2 * (TRAINED * (matrices(objective.projector) + predictor) + teacher)
     return 0.0
+
+
+def painter_flops(objective: GeoAware) -> float:
+    """UPerNet's convolutions, counted on a meta copy, and the filters that paint every channel, per view."""
+    encoder, view = cast(VisionTransformer, objective.encoder), objective.views[0]
+    width = cast(int, objective.painter.painter.filters.in_features)  # type: ignore[union-attr]
+    side = view.size // encoder.patch_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        painter = UPerNetPainter(encoder, width).eval()
+        painted = painter.decoder.logits([torch.empty(1, encoder.embed_dim, side, side)] * len(painter.layers))  # type: ignore[operator]
+    return counter.get_total_flops() + 2 * view_width(view) * width * (width + 1 + painted[0, 0].numel())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:

@@ -39,17 +39,19 @@ class Data:
 class Model:
     """The encoder; see dinov2.models.build_encoder."""
 
-    arch: str = "vit_base"  # vit_tiny | vit_small | vit_base | vit_large | vit_giant2 | timeseries
+    arch: str = "vit_base"  # vit_tiny | vit_small | vit_base | vit_large | vit_giant2 | timeseries | phileo_*
     patch_size: int = 14
     image_size: int = 224  # size the position grid is made for; other sizes interpolate
     embed: str = "spectral"  # spectral | conv (fixed number of bands, in_chans)
-    in_chans: int | None = None  # bands of the plain convolution
+    in_chans: int | None = None  # bands of the plain convolution and of phileo_*
     attn_dim: int | None = None  # width of the channel attention; null = three times the encoder's
     attn_heads: int = 16  # heads of the channel attention
     terrain: bool = False  # learned codes for elevation and slope
     embed_dim: int | None = None  # the three numbers below override the architecture's
     depth: int | None = None
     num_heads: int | None = None
+    dims: list[int] | None = None  # phileo_cnn: channels of the stages, and their blocks; null = as published
+    depths: list[int] | None = None
     registers: int = 0  # register tokens
     layer_scale: float | None = 1e-5  # null = none
     ffn: str = "mlp"  # mlp | swiglu

@@ -45,7 +45,7 @@ def test_every_trainable_parameter_gets_a_gradient(sizes) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [cnn, lambda: PhilEOViT(4, img_size=16, embed_dim=16, depth=1, num_heads=2, latent_dim=8)]
+    "build", [cnn, lambda: PhilEOViT(in_chans=4, img_size=16, embed_dim=16, depth=1, num_heads=2, latent_dim=8)]
 )
 def test_images_of_another_size_are_refused(build) -> None:
     with pytest.raises(ValueError, match="an image of 16 x 32 pixels: this network takes 16 x 16 only"):
