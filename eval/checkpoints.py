@@ -13,7 +13,7 @@ from dinov2.models.zoo import candidates
 from dinov2.models.zoo.release import sha256
 from dinov2.train import checkpoint
 from dinov2.train.export import read_encoder
-from eval.networks import Model, Transformer, digest
+from eval.networks import Convolutional, Model, Transformer, digest, network_of
 from eval.released import released
 
 
@@ -28,7 +28,7 @@ def load_file(path: Path, name: str) -> Model:
     else:
         return replace(recognised(path, read_weights(path)), name=name)
     normalisation = info["normalisation"]
-    return Model(name, "pretrained", identity, Transformer(encoder), Normalisation.from_dict(normalisation))
+    return Model(name, "pretrained", identity, network_of(encoder), Normalisation.from_dict(normalisation))
 
 
 def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
@@ -37,7 +37,7 @@ def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
         header = read_export_info(path)
         return header["encoder"], Normalisation.from_dict(header["normalisation"])
     model = load_file(path, path.stem)
-    if not isinstance(model.network, Transformer) or model.expects:
+    if not isinstance(model.network, Transformer | Convolutional) or model.expects:
         raise ValueError(f"{path} holds a released encoder: its random floor is NAME@random")
     return model.network.encoder.config, model.normalisation
 

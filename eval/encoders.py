@@ -33,7 +33,7 @@ from dinov2.sensors import suggest
 from dinov2.train.checkpoint import PATTERN, is_checkpoint
 from eval.baselines import BASELINES, baseline
 from eval.checkpoints import architecture, load_file
-from eval.networks import Model, PixelStats, Transformer
+from eval.networks import Model, PixelStats, network_of
 from eval.released import is_released, options, released, released_name, released_parts
 from eval.users import users_encoder
 
@@ -130,7 +130,7 @@ def random_floor(target: str, seed: int) -> Model:
         torch.manual_seed(seed)
         encoder = build_encoder(**config)
     digest = fingerprint([config, normalisation.to_dict() if normalisation else None, seed])
-    return Model(name_of(f"random:{target}"), "floor", digest, Transformer(encoder), normalisation)
+    return Model(name_of(f"random:{target}"), "floor", digest, network_of(encoder), normalisation)
 
 
 def pixel_floor(rest: str, seed: int) -> Model:

@@ -131,6 +131,11 @@ class Convolutional(Network):
         return self.encoder.maps(x, self.layers)
 
 
+def network_of(encoder: Any) -> Transformer | Convolutional:
+    """What looks at a view with an encoder that was trained here."""
+    return Convolutional(encoder) if getattr(encoder, "pyramid", False) else Transformer(encoder)
+
+
 class ForData(Network):
     """A network yet to be made for the data at hand: ``make(view)``, a view of training images."""
 

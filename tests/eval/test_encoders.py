@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from dinov2.data.stats import Normalisation
+from dinov2.models import build_encoder
+from dinov2.models.export import save_export
 from dinov2.models.zoo import ZOO
 from eval.encoders import expand_models, home_of, load_model, name_of, seeded
 
@@ -66,6 +69,17 @@ def test_random_architecture_with_options():
     model = load_model("random:vit_tiny?patch_size=8&depth=1&embed_dim=24&num_heads=2&attn_dim=32&attn_heads=2")
     assert model.embed(view()).shape == (3, 24)
     assert model.normalisation is None
+
+
+def test_an_exported_unet_is_a_model_with_a_pyramid(tmp_path):
+    encoder = build_encoder("phileo_cnn", img_size=16, in_chans=4, embed_dim=8, dims=[8, 12], depths=[1, 2]).eval()
+    norm = Normalisation({}, {}).to_dict()
+    save_export(tmp_path / "encoder.safetensors", encoder, normalisation=norm, info={})
+    model, x = load_model(f"{tmp_path}/encoder.safetensors"), view()
+    torch.testing.assert_close(model.embed(x), encoder(x))
+    assert model.pyramid and model.native == 16 and [m.shape[1:] for m in model.maps(x)] == [(8, 16, 16), (12, 8, 8)]
+    floor = load_model(f"random:{tmp_path}/encoder.safetensors", seed=1)
+    assert floor.pyramid and not torch.equal(floor.embed(x), model.embed(x))
 
 
 def test_pixel_statistics_by_hand():
