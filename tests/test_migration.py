@@ -8,20 +8,23 @@ import pytest
 import yaml
 
 from dinov2.models.zoo import ZOO
-from eval import schema
+from eval import predict, schema
 from eval.datasets import DATASETS
 from eval.decoders import DECODERS, NECKS
+from eval.joining import NORMALISATIONS
 from eval.labels import STRATEGIES
 from eval.leaderboard import read_groups
 from eval.losses import LOSSES
 from eval.main import parser
 from eval.tasks.crops import CROPS
+from eval.tasks.heads import OPTIMIZERS, SCHEDULES
 from eval.tasks.targets import TRAINED
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = [line.strip("|").split(" | ") for line in (ROOT / "docs/migration.md").read_text().splitlines()]
 HERE = sorted({token for cells in TABLE if len(cells) == 3 for token in re.findall(r"`([^`]+)`", cells[1])})
 VALUES = {
+    "task.optimizer": OPTIMIZERS, "task.schedule": SCHEDULES, "model.normalisation": NORMALISATIONS,
     "task.decoder": DECODERS, "task.neck": NECKS, "task.loss": LOSSES, "task.crop": CROPS,
     "labels.strategy": STRATEGIES, "task.train": TRAINED, "model.size": ("resize", "tile", "interpolate"),
     "model.missing": ("error", "drop", "zero"), "dataset.name": DATASETS, "task.name": schema.TASKS,
@@ -44,16 +47,17 @@ def test_the_tables_are_read():
 
 @pytest.mark.parametrize("token", HERE)
 def test_a_counterpart_exists(token):
-    flag, _, rest = token.partition(" ")
+    command, _, option = token.partition(" ")
+    flag, _, rest = (option if command == "predict" else token).partition(" ")
     if flag.startswith("--"):
-        assert flag in parser().format_help()
+        assert flag in (predict.parser() if command == "predict" else parser()).format_help()
         for name in re.findall(r"(\w+)@", rest):
             assert name in ZOO
         for path in re.findall(r"configs/\S+", rest):
             assert (ROOT / path).exists()
     elif flag == "torchrun":
         assert (ROOT / rest.split()[-1]).is_file()
-    elif "/" in token:
+    elif "/" in token and "=" not in token:
         assert (ROOT / token).exists()
     else:
         key, _, value = token.partition("=")
