@@ -156,5 +156,5 @@ def with_label(rows: pa.Table, label: str | None, ignore: Sequence[str]) -> pa.T
 
 
 def stored_as(root: Path, layer: Layer, rows: pa.Table) -> ImageSpec:
-    """What the pixels of a layer are; their dtype is that of the first sample's file."""
-    return layer.spec(layer.header(root, rows.slice(0, 1).to_pylist()[0]).dtype)
+    """What the pixels of a layer are; their dtype is that of the first sample's file, of means float32."""
+    return layer.spec("float32" if layer.pixels else layer.header(root, rows.slice(0, 1).to_pylist()[0]).dtype)

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from omegaconf import MISSING
 from rasterio.windows import Window
+from torch.nn.functional import adaptive_avg_pool2d
 
 from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS
@@ -87,6 +89,7 @@ class Layer(Pixels):
     absent: bool = False  # the file of a date may be missing: its pixels are nodata
     calendar: list[str] | None = None  # the dates that the words in ``dates`` stand for, with {field} as in the path
     axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
+    pixels: int | None = None  # means on a grid of so many by so many of gsd_m: for files finer than it (not in tiles)
 
     def chosen(self, dates: Sequence[T]) -> list[T]:
         """The dates that are shown, out of all of a sample."""
@@ -149,7 +152,15 @@ class Layer(Pixels):
             image = image[self.chosen(range(len(image)))]
         if self.skip:
             image = image[..., [self.stored.index(band) for band in spec.bands], :, :]
-        return self.fitted(image, spec, files[0][0])
+        image = self.fitted(image, spec, files[0][0])
+        return image if self.pixels is None else self.averaged(image, spec)
+
+    def averaged(self, image: np.ndarray, spec: ImageSpec) -> np.ndarray:
+        """float32 ``[..., C, pixels, pixels]``: means of the observations in every cell, nodata where there is none."""
+        there = torch.from_numpy(~spec.invalid(image))  # [..., C, H, W]
+        sums = adaptive_avg_pool2d(torch.from_numpy(image).where(there, 0.0), self.pixels)
+        share = adaptive_avg_pool2d(there.float(), self.pixels)
+        return (sums / share).where(share > 0, 0.0 if spec.nodata is None else spec.nodata).numpy()
 
     def read_date(self, paths: Sequence[Path], window: Window | None, sample: int) -> np.ndarray:
         """``[frames * C, H, W]``, or ``[T, C, H, W]`` where the files have the axis T."""

@@ -171,6 +171,22 @@ def test_the_published_order_of_crop_channels_mixes_dates_and_bands(tmp_path):
     assert (theirs[1, 0] == ours[0, 1]).all() and not (theirs == ours).all()  # "blue in June" is green in March
 
 
+def test_planet_is_shown_as_means_on_the_grid_of_the_maps(tmp_path):
+    expected = series.crop_type_mapping_ss(tmp_path, 10, scrambled=False)
+    planet = defaults("crop_type_mapping_ss")["layers"]["planet"] | {"pixels": 8}
+    dataset = build(tmp_path, "crop_type_mapping_ss", images=["planetscope"], layers={"planet": planet})
+    split = dataset.splits["train"]
+    sample = split[0]
+    stored = np.load(tmp_path / f"npy/southsudan_{int(split.keys[0]):06d}.npz")["planet"]  # [C, H, W, T]
+    assert stored.shape == (4, 24, 24, 7) and dataset.frames == 6
+    cells = stored.reshape(4, 8, 3, 8, 3, 7).transpose(5, 0, 1, 3, 2, 4).reshape(7, 4, 8, 8, 9).astype(np.float32)
+    means = np.where(cells.any(-1), cells.sum(-1) / np.maximum((cells != 0).sum(-1), 1), 0)
+    image = sample.images["planetscope-10m"]
+    np.testing.assert_allclose(image, means[np.linspace(0, 6, 6).round().astype(int)], rtol=1e-6)
+    assert image.dtype == np.float32 and (image[:, :, 0, 0] == 0).all() and (image[:, :, 1, 1] > 0).all()
+    np.testing.assert_array_equal(split.target(0), expected[split.keys[0]].target)
+
+
 def test_decimals_of_decibels_are_kept(tmp_path):
     series.biomassters(tmp_path, 6, scrambled=False)
     image = build(tmp_path, "biomassters").splits["train"][0].images["sentinel1_grd-10m"]

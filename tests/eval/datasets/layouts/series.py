@@ -95,10 +95,12 @@ def crop_type_mapping_ss(root: Path, count: int, scrambled: bool) -> dict[str, E
         chip, name, number = Chip(i, 4, (8, 8), scrambled), f"southsudan_{7 * i:06d}", 6 + i % 4
         s2 = np.stack([chip.image(10, "uint16") for _ in range(number)], -1)
         s1 = np.stack([chip.image(3, "float64", -20, 3) for _ in range(number + 3)], -1)
+        planet = np.repeat(np.repeat(s2[:4, ..., :1].clip(1) + np.arange(7, dtype=np.uint16), 3, 1), 3, 2)  # 3 m
+        planet[:, 0:3, 0:3], planet[:, 3, 3] = 0, 0  # nothing of a cell, and of a part of one
         label = chip.stored(range(1, 5), 0, "int64")
         label[0, 1], chip.truth[0, 1] = 9, -1  # a crop that is none of the four
         for folder, arrays in (
-            ("npy", {"s1": s1, "s2": s2, "planet": np.ones((4, 27, 27, 2), np.uint16)}),
+            ("npy", {"s1": s1, "s2": s2, "planet": planet}),
             ("truth", {"truth": label}),
         ):
             (root / folder).mkdir(exist_ok=True)
