@@ -13,6 +13,7 @@ from eval.datasets import build_dataset
 from eval.encoders import load_model
 from eval.features import Trial
 from eval.main import main
+from eval.predict import main as predict
 from eval.reading import VIEW
 from eval.trained import load_trained
 from tests.eval.datasets.layouts import series
@@ -146,5 +147,36 @@ def test_crops_of_three_dates_in_the_order_of_time(tmp_path):
             wanted = (raw[date, band] * 1e-4 - mean) / std
             seen = np.isfinite(wanted)
             np.testing.assert_allclose(view[date, band].numpy()[seen], wanted[seen], atol=1e-3)
-    head = load_trained(next((tmp_path / "out").rglob("*.safetensors"))).head
-    assert head.neck.out_channels[-1] == 3 * 48
+    trained = load_trained(next((tmp_path / "out").rglob("*.safetensors")))
+    assert trained.head.neck.out_channels[-1] == 3 * 48
+    key = data.splits["test"][0].meta["id"]
+    with rasterio.open(tmp_path / "data" / "validation_chips" / f"{key}_merged.tif") as file:
+        stack = file.read()
+    tif(tmp_path / "scene.tif", np.where(stack == 9999, -9999, stack), -9999)
+    scene = ["--input", str(tmp_path / "scene.tif"), "--output", str(tmp_path / "maps"), "--device", "cpu"]
+    assert predict(["--model-obj", str(next((tmp_path / "out").rglob("*.safetensors"))), *scene]) == 0
+    with rasterio.open(tmp_path / "maps" / "scene_pred.tif") as file:
+        found = file.read(1)
+    logits = next(trained.predictions(data.splits["test"], torch.device("cpu"), 1))
+    assert (found >= 0).all() and np.array_equal(
+        found, logits[0].argmax(0)
+    )  # a date without a pixel is not all of them
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_prithvi_at_its_size_takes_a_step_on_hyperspectral_chips_and_predicts_one(tmp_path, realdata):
+    """Random weights in the layout of the 100 M parameters; of 218 bands the six that are nearest to its own."""
+    scene = realdata / "enmap" / "images"
+    given = ["--model-obj", "prithvi@random", "--config-obj", str(schema.CONFIGS / "realdata_dense/enmap/fcn.yaml")]
+    short = ["task.train=finetune", "task.epochs=1", "task.batch_size=14", "seeds=[0]", "running.batch_size=2"]
+    options = [f"dataset.root={realdata / 'enmap'}", *short, "resamples=10"]
+    assert main([*given, "--output-dir", str(tmp_path / "out"), *options]) == 0
+    row = json.loads(next((tmp_path / "out").rglob("seed-0.json")).read_text())
+    assert (len(row["bands"]), row["sizing"], row["n_train"]) == (6, "resized to 224", 14)
+    cell = next((tmp_path / "out").rglob("seed-0.safetensors"))
+    chip = sorted(scene.glob("*.tif"))[0]
+    bands = [str(int(band.split("/B")[1]) - 1) for band in row["bands"]]
+    assert predict(["--model-obj", str(cell), "--input", str(chip), "--output", str(tmp_path), "--bands", *bands]) == 0
+    with rasterio.open(chip) as a, rasterio.open(tmp_path / f"{chip.stem}_pred.tif") as b:
+        assert (a.crs, a.transform, a.shape) == (b.crs, b.transform, b.shape) and (b.read(1) >= 0).all()
