@@ -75,6 +75,8 @@ def run_cell(cell: Cell, bench: Bench) -> Row:
     )
     if outcome.trained:
         row["training_hash"] = cell.evaluation.training_hash
+    if evaluation.family:
+        row["family"] = evaluation.family
     cell.file.write(row)
     return row
 
@@ -206,7 +208,7 @@ def evaluate(
     Tables go to ``output`` (None: into the first run); ``overrides`` are ``key=value`` for every config.
     """
     sources = [s for c in configs for s in ([c] if isinstance(c, Mapping) else schema.expand_configs(str(c)))]
-    cells = plan(models, [schema.load(s, overrides) for s in sources], output)
+    cells = plan(models, [e for s in sources for e in schema.load_all(s, overrides)], output)
     run(cells, Bench(distributed.device()))
     rows, failed = collect(cells)
     write_tables(rows, output or default_output(models))

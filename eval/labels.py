@@ -32,6 +32,7 @@ class Labels:
     whole: bool = False  # group: the fraction is of whole files of samples, as close to it as these allow
     empty: float | None = None  # group: of images whose mean value is at most so much, a quarter is used; with shots
     val: float | None = None  # group: so many validation images per training image of a group; null = all there are
+    curve: list[float] | None = None  # amounts, an evaluation each: shots, or up to 1 fractions; the report draws them
     index: str | None = None  # group: folder where the choice is written when first made, and read from then on
 
 

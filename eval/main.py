@@ -105,7 +105,8 @@ def planned(args: argparse.Namespace) -> tuple[list[str], list[schema.Evaluation
     """The models, evaluations and cells that a command line asks for, and the folder of its tables."""
     env.load()
     models = expand_models(args.model_obj)
-    evaluations = [schema.load(path, args.overrides) for path in schema.expand_configs(args.config_obj)]
+    paths = schema.expand_configs(args.config_obj)
+    evaluations = [evaluation for path in paths for evaluation in schema.load_all(path, args.overrides)]
     cells = plan(models, evaluations, args.output_dir)
     return models, evaluations, cells, args.output_dir or default_output(models)
 

@@ -40,8 +40,14 @@ def png(image: np.ndarray) -> str:
     return data_uri(buffer.getvalue(), "image/png")
 
 
-def chart(curves: Mapping[str, Curve], title: str) -> str:
-    """Curves by name over the step, as an SVG data address."""
+def chart(
+    curves: Mapping[str, Curve], title: str, xlabel: str = "step", intervals: Mapping[str, Curve] | None = None
+) -> str:
+    """Curves by name over the step, as an SVG data address.
+
+    With ``intervals`` (lows, highs) by name, each has a shade around it, and the axis is logarithmic with a tick at
+    every point.
+    """
     style: Any = {"svg.hashsalt": title, "font.family": "DejaVu Sans", "font.size": 9, "axes.edgecolor": "#9aa5ab"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.2, 2.3), layout="constrained")
@@ -49,11 +55,18 @@ def chart(curves: Mapping[str, Curve], title: str) -> str:
         for colour, (name, (steps, values)) in zip(COLOURS * len(curves), curves.items(), strict=False):
             marker = "o" if len(steps) < 25 else None
             axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
+            if intervals:
+                axes.fill_between(steps, *intervals[name], color=colour, alpha=0.15, linewidth=0)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color="#22303a")
         axes.grid(color="#e4e8ea", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(color="#9aa5ab", labelcolor="#5b6870")
-        axes.set_xlabel("step", color="#5b6870")
+        axes.set_xlabel(xlabel, color="#5b6870")
+        if intervals:
+            points = sorted({step for steps, _ in curves.values() for step in steps})
+            axes.set_xscale("log")
+            axes.set_xticks(points, [f"{point:g}" for point in points])
+            axes.set_xticks([], minor=True)
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8)
         buffer = io.BytesIO()

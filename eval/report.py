@@ -68,6 +68,7 @@ def write_report(
         best={c: max((s.lines[c] for s in standings if c in s.lines), key=lambda x: x.merit).model for c in configs},
         benchmarks=[benchmark(c, rows) for c in dict.fromkeys(row["config"] for row in rows)],
         costs=costs(rows),
+        families=families(rows),
         charts=charts(runs),
         runs=[facts(run) for run in runs],
         gallery=gallery,
@@ -149,6 +150,24 @@ def costs(rows: Sequence[Row]) -> list[dict[str, Any]]:
             {"model": model, "parameters": parameters, "flops": (min(flops), max(flops)) if flops else None} | spent
         )
     return out
+
+
+def families(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Of evaluations with several amounts of labels (title, SVG address): scores over the number of training images."""
+    pictures = []
+    for family in dict.fromkeys(row["family"] for row in rows if row.get("family")):
+        its = [row for row in rows if row.get("family") == family]
+        images = {row["config"]: row["n_train"] for row in its}
+        factor = 1.0 if its[0]["metric"] in LOWER else 100.0  # fractions as percent
+        points: dict[str, list[tuple[float, ...]]] = {}
+        for line in sorted(summarise(its), key=lambda line: images[line.config]):
+            scores = (factor * x for x in (line.value, line.low, line.high))
+            points.setdefault(line.model, []).append((images[line.config], *scores))
+        columns = {model: tuple(zip(*found, strict=True)) for model, found in sorted(points.items())}
+        curves, shades = ({m: (c[i], c[i + 1]) for m, c in columns.items()} for i in (0, 2))
+        title = f"{family}: {its[0]['metric']}, {its[0]['unit'] if factor == 1 else '%'}"
+        pictures.append((title, chart(curves, title, "training images", shades)))
+    return pictures
 
 
 def read_metrics(run: Path) -> dict[str, Curve]:

@@ -49,6 +49,7 @@ class Row(TypedDict):
     chosen: dict[str, Any]  # by validation: pooling, learning rate, epoch
     curve: dict[str, Any]  # of validation, over the epochs of a decoder
     labels_hash: NotRequired[str]  # of the training samples, where they are a part of the split
+    family: NotRequired[str]  # the name that evaluations with several amounts of labels share
     n_train: int
     n_val: int
     ignored: int  # samples without a label

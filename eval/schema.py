@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One resolved evaluation config; ``name`` is its path below configs/eval."""
+    """One resolved evaluation; ``name`` is the config's path below configs/eval, of a curve's with the amount."""
 
     name: str
     dataset: dict[str, Any]
@@ -56,6 +56,7 @@ class Evaluation:
     model: dict[str, Any]
     running: dict[str, int]
     labels: dict[str, Any]
+    family: str = ""  # the name that the evaluations of one labels.curve share
 
     @property
     def missing(self) -> str:
@@ -83,6 +84,22 @@ class Evaluation:
             changed = {k: v for k, v in given.items() if v != getattr(defaults, k)}
             decides |= {section: changed} if changed else {}
         return config.fingerprint(decides)
+
+
+def load_all(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Evaluation]:
+    """The evaluations of a config: one, or one for every amount of ``labels.curve``."""
+    whole = load(source, overrides)
+    if whole.labels["curve"] is None:
+        return [whole]
+    out = []
+    for amount in whole.labels["curve"]:
+        shots = int(amount) if amount > 1 else None
+        if shots not in (None, amount):
+            raise ValueError(f"labels.curve of {whole.name}: {amount:g} is neither a fraction nor a number of images")
+        name = f"{shots}-shot" if shots else f"{100 * amount:g}-percent"
+        labels = whole.labels | {"curve": None, "shots": shots, "fraction": 1.0 if shots else amount}
+        out.append(replace(whole, name=f"{whole.name}/{name}", labels=labels, family=whole.name))
+    return out
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Evaluation:
