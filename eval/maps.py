@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import to_hex
 
 from eval.cells import Cell
 from eval.datasets import EvalDataset, Split
@@ -31,11 +32,6 @@ def palette(classes: int) -> np.ndarray:
     tones = ((0.8, 0.95), (0.8, 0.55), (0.45, 0.95))  # saturation, brightness
     hues = [(0.09 + 0.618034 * k) % 1 for k in range(classes)]
     return np.array([colorsys.hsv_to_rgb(h, *tones[k % 3]) for k, h in enumerate(hues)])
-
-
-def css(colour: Sequence[float]) -> str:
-    """A colour as a page writes it."""
-    return "#" + "".join(f"{round(255 * float(x)):02x}" for x in colour)
 
 
 def finished(cells: Sequence[Cell]) -> dict[str, dict[str, Path]]:
@@ -66,13 +62,13 @@ def painter(
     """What gives a map ``[H, W]`` of classes or values its colours ``[H, W, 3]``, and the legend (name, colour)."""
     if dataset.kind == "segmentation":
         colours = np.vstack([palette(len(dataset.classes)), GREY])  # IGNORE is -1: the last
-        legend = list(zip((*dataset.classes, "no label"), map(css, colours), strict=True))
+        legend = list(zip((*dataset.classes, "no label"), map(to_hex, colours), strict=True))
         return lambda values: colours[values], legend
     known = np.concatenate([t[np.isfinite(t)] for t in truths])
     low, high = float(known.min()), float(known.max())
     scale = matplotlib.colormaps["viridis"].with_extremes(bad=GREY)
-    steps = [(f"{low + s * (high - low):.3g} {dataset.unit}", css(scale(s)[:3])) for s in (0.0, 0.5, 1.0)]
-    return lambda values: scale((values - low) / (high - low or 1))[..., :3], [*steps, ("no value", css(GREY))]
+    steps = [(f"{low + s * (high - low):.3g} {dataset.unit}", to_hex(scale(s)[:3])) for s in (0.0, 0.5, 1.0)]
+    return lambda values: scale((values - low) / (high - low or 1))[..., :3], [*steps, ("no value", to_hex(GREY))]
 
 
 def thinned(image: np.ndarray) -> np.ndarray:

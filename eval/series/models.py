@@ -58,7 +58,7 @@ def load_model(obj: str, seed: int = 0) -> SeriesModel:
     path = path / FINAL if path.is_dir() else path
     loaded, header = load_export(path)
     if not isinstance(loaded, SeriesEncoder):
-        raise ValueError(f"{path} is an encoder of images; embedding maps need one of pixel series (arch timeseries)")
+        raise ValueError(f"{path} is an encoder of images, not of pixel series: use eval/predict.py --features")
     norm, identity = Normalisation.from_dict(header["normalisation"]), digest(path)
     if random:
         loaded, identity = untrained(header["encoder"], seed), fingerprint([identity, "random", seed])

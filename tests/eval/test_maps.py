@@ -11,7 +11,7 @@ from eval.datasets.base import IGNORE
 from eval.encoders import load_model
 from eval.features import Trial
 from eval.main import main
-from eval.maps import COUNT, GREY, css, painter, palette, prediction_maps, telling
+from eval.maps import COUNT, GREY, painter, palette, prediction_maps, telling
 from eval.tasks.decoder import Options, decoder
 from eval.tasks.encoding import Store
 from eval.tasks.heads import Wanted
@@ -38,7 +38,6 @@ def test_colours_differ_from_each_other_and_from_no_label():
     colours = np.vstack([palette(20), GREY])
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 9 * np.eye(21)
     assert apart.min() > 0.3 and colours.min() >= 0 and colours.max() <= 1
-    assert css((1.0, 0.5, 0.0)) == "#ff8000"
 
 
 def test_the_most_telling_images_in_their_order():
