@@ -164,8 +164,9 @@ def sincos_positions(dim: int, height: int, width: int, scale: float = 1.0) -> T
     """
     if dim % 4:
         raise ValueError(f"sine-cosine positions need a dimension that is a multiple of 4, not {dim}")
-    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    with torch.device("cpu"):  # kept for later callers, so never on the meta device of a model that is being built
+        frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.reshape(-1, 1) * scale * frequency for axis in (column, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
 

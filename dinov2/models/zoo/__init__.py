@@ -20,6 +20,7 @@ from dinov2.models.zoo import (
     phileo,
     phileo_unet,
     prithvi,
+    prithvi_finetuned,
     remoteclip,
     satmae,
     scalemae,
@@ -35,6 +36,7 @@ MODELS = (
     dofa,
     croma,
     prithvi,
+    prithvi_finetuned,
     scalemae,
     ssl4eo,
     spectralgpt,
@@ -73,7 +75,8 @@ def load_released(name: str, weights: Weights = None, **sizes: Any) -> tuple[nn.
     try:
         return build_loaded(build, state, f"{name} from {describe(weights)}"), beside
     except ValueError as error:
-        hint = next((f"; these are weights of {other}" for other in relatives(name) if fits(other, content)), "")
+        others = [other for other in relatives(name) if fits(other, content)]
+        hint = f"; these are weights of {' or '.join(others)}" if others else ""
         raise ValueError(f"{error}{hint}") from error
 
 

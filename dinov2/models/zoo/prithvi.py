@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.models.layers import sincos_positions
 from dinov2.models.patch import fixed_bands, take
 from dinov2.models.state import State
 from dinov2.models.vit import SIZES, Input
@@ -30,31 +32,53 @@ class TubeletEmbed(nn.Module):
         return take(self.proj(imgs if imgs.ndim == 5 else imgs.unsqueeze(2)).flatten(2).mT, keep)
 
 
+def time_code(dim: int, dates: int) -> Tensor:
+    """What tells dates apart in positions of width ``dim``, ``[dates, dim / 4]``: sine and cosine of their number."""
+    width = dim // 16 * 4
+    return sincos_positions(2 * width, dates, 1)[:, width:]
+
+
+def fixed_positions(dim: int, dates: int, side: int) -> Tensor:
+    """3-D sine-cosine positions ``[dates * side^2, dim]``: 6/16 of the width each for column and row, the rest time."""
+    places = sincos_positions(dim // 16 * 12, side, side)  # [side^2, 12/16 dim]
+    time = time_code(dim, dates)
+    return torch.cat([places.repeat(dates, 1), time.repeat_interleave(len(places), 0)], 1)
+
+
 class Prithvi(ReleasedViT):
-    """ViT over patches of several dates. A series shorter than the released one takes the first dates' positions."""
+    """ViT over patches of several dates. Positions of any image size and number of dates follow the released ones.
+
+    A shorter series takes the first dates' positions; of a longer one further dates get those of their number.
+    """
 
     patch_embed: TubeletEmbed
 
     def __init__(self, patch_embed: TubeletEmbed, *, num_frames: int, **options: Any) -> None:
         super().__init__(patch_embed, **options)
         self.frames = num_frames // patch_embed.tubelet
-        places = self.pos_embed.shape[1] - 1
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.frames * places, self.embed_dim))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.embed_dim % 16:
+            raise ValueError(f"Prithvi's positions need embed_dim to be a multiple of 16, not {self.embed_dim}")
+        side = round((self.pos_embed.shape[1] - 1) ** 0.5)
+        places = fixed_positions(self.embed_dim, self.frames, side).float()
+        positions = F.pad(places, (0, 0, 1, 0))  # the class token has none
+        self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed.device))
 
     def grid(self, x: Input) -> tuple[int, ...]:
         """Dates (in tubelets), rows, columns."""
         imgs = x if isinstance(x, Tensor) else x["imgs"]
         dates, tubelet = imgs.shape[2] if imgs.ndim == 5 else 1, self.patch_embed.tubelet
-        if dates % tubelet or dates // tubelet > self.frames:
-            raise ValueError(
-                f"a series of {dates} dates: this Prithvi takes multiples of {tubelet} up to {self.frames * tubelet}"
-            )
+        if dates % tubelet:
+            raise ValueError(f"a series of {dates} dates: this Prithvi takes multiples of {tubelet}")
         return (dates // tubelet, *super().grid(x))
 
     def positions(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Positions of the class token ``[1, 1, D]`` and of the patches ``[1, t*h*w, D]``."""
         cls, patches = self.pos_embed[:, :1], self.pos_embed[0, 1:].unflatten(0, (self.frames, -1))
+        if grid[0] > self.frames:
+            later = patches[:1].repeat(grid[0] - self.frames, 1, 1)
+            time = time_code(self.embed_dim, grid[0])[self.frames :, None].to(patches)  # [t', 1, D / 4]
+            later[..., -time.shape[-1] :] = time
+            patches = torch.cat([patches, later])
         return cls, resized(patches[: grid[0]], grid).flatten(0, 1)[None]
 
     def maps(self, x: Input, layers: Sequence[int]) -> list[Tensor]:

@@ -74,7 +74,7 @@ def channels(name: str) -> int:
 
 def example(name: str, height: int = 32, width: int = 32, device: str = "cpu") -> Any:
     """Two images for a model."""
-    frames = [3] if name == "prithvi" else []
+    frames = [n] if (n := ZOO[name].expects.frames) > 1 else []
     imgs = torch.randn(2, channels(name), *frames, height, width, device=device)
     if ZOO[name].family not in BY_WAVELENGTH:
         return imgs
@@ -172,6 +172,9 @@ def published(name: str, state: dict[str, Tensor]) -> dict[str, Any]:
         return croma_file(state)
     if family == "DOFA":
         return {**state, "mask_token": one, "projector.weight": one, "projector.bias": one}
+    if family == "Prithvi" and name != "prithvi":
+        head = {"neck.fpn1.0.weight": one, "decode_head.conv_seg.weight": one, "auxiliary_head.conv_seg.weight": one}
+        return {"meta": {"epoch": 1}, "state_dict": {**prefixed("backbone.", state), **head}, "optimizer": {}}
     if family == "Prithvi":
         return {**prefixed("encoder.", state), "decoder.norm.weight": one, "decoder.mask_token": one}
     if family == "Scale-MAE":

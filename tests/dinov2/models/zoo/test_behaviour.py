@@ -1,15 +1,18 @@
 """What each released model does differently, against counts by hand and invariances."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dinov2.models.zoo import load_encoder
 from dinov2.models.zoo.croma import alibi
 from dinov2.models.zoo.dofa import SAR_NM
+from dinov2.models.zoo.prithvi import fixed_positions
 from dinov2.sensors import SENSORS
-from tests.dinov2.models.zoo.published import example, tiny
+from tests.dinov2.models.zoo.published import SIZES, example, tiny
 
 # ---- DOFA
 
@@ -167,8 +170,45 @@ def test_prithvi_shorter_series() -> None:
     native = model.pos_embed[:, 1:]
     assert torch.equal(model.positions((3, 4, 4))[1], native)
     assert torch.equal(model.positions((2, 4, 4))[1], native[:, :32])
-    with pytest.raises(ValueError, match="a series of 4 dates: this Prithvi takes multiples of 1 up to 3"):
-        model(torch.cat([x, x[:, :, :1]], 2))
+
+
+@torch.no_grad()
+def test_prithvi_positions_in_space_and_time() -> None:
+    """Released ones are 3-D sine and cosine: those of further dates are the formula's, other grids are resized."""
+    model: Any = load_encoder("prithvi", "random", **SIZES["Prithvi"])
+    native = fixed_positions(32, 3, 4).float()
+    assert torch.equal(model.pos_embed[0], torch.cat([torch.zeros(1, 32), native]))
+    torch.testing.assert_close(model.positions((5, 4, 4))[1][0], fixed_positions(32, 5, 4).float())
+    # date 2, row 1, column 3, by hand: 12 features of the column, 12 of the row, 8 of the date
+    found = native.unflatten(0, (3, 4, 4))[2, 1, 3]
+    for start, width, number in ((0, 12, 3), (12, 12, 1), (24, 8, 2)):
+        angles = number / 10000 ** (torch.arange(width // 2) / (width / 2))
+        torch.testing.assert_close(found[start : start + width], torch.cat([angles.sin(), angles.cos()]))
+    larger = model.positions((5, 8, 8))[1][0].unflatten(0, (5, 8, 8))
+    torch.testing.assert_close(larger[..., 24:].mean((1, 2)), fixed_positions(32, 5, 1)[:, 24:].float())
+    x = torch.randn(1, 6, 5, 32, 48)
+    assert model(x).shape == (1, 32) and model.maps(x, [1])[0].shape == (1, 32, 5, 4, 6)
+    with pytest.raises(ValueError, match="positions need embed_dim to be a multiple of 16, not 24"):
+        load_encoder("prithvi", "random", **{**SIZES["Prithvi"], "embed_dim": 24})
+
+
+@torch.no_grad()
+def test_fine_tuned_prithvi_sees_dates_and_bands_as_in_its_training() -> None:
+    model, plain = tiny("prithvi_crops").eval(), tiny("prithvi").eval()
+    plain.load_state_dict(model.state_dict())
+    x, numbers = example("prithvi_crops"), torch.arange(18.0)
+    stack = numbers.view(3, 6).mT[None, :, :, None, None].expand(1, 6, 3, 32, 32)  # channel t * 6 + c of date t, band c
+    seen: list[torch.Tensor] = []
+    hook = model.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(stack)
+    hook.remove()
+    assert torch.equal(seen[0][0, :, :, 0, 0], numbers.view(6, 3))
+    shuffled = x.transpose(1, 2).reshape(2, 18, 32, 32).reshape(2, 6, 3, 32, 32)
+    assert torch.equal(model(x), plain(shuffled))
+    normed = plain.get_intermediate_layers(shuffled, n=[1], reshape=True)[0]
+    assert torch.equal(model.maps(x, [1])[0], normed)  # after the final norm
+    with pytest.raises(ValueError, match="a series of 2 dates: this model was fine-tuned on 3, no others"):
+        model(x[:, :, :2])
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def test_a_file_of_another_size_is_refused_by_name(name: str) -> None:
     for other in relatives:
         content = full_size_file(other)
         size = other.rsplit("_", 1)[0] if "croma" in other else other
-        with torch.device("meta"), pytest.raises(ValueError, match=f"; these are weights of {size}"):
+        with torch.device("meta"), pytest.raises(ValueError, match=f"; these are weights of .*{size}"):
             load_encoder(name, content)
 
 
