@@ -62,6 +62,8 @@ def pretrain(argv: list[str]) -> None:
         print(OmegaConf.to_yaml(cfg), end="")
         return
     folder = run_folder(args)
+    if args.ranks is not None and not (args.dry_run and args.ranks > 0):
+        raise ValueError(f"--ranks {args.ranks}: a number of GPUs, at least 1, that --dry-run plans for")
     if args.export:
         export_newest(folder, args.export)
         return
@@ -70,6 +72,7 @@ def pretrain(argv: list[str]) -> None:
 
         print_plan(cfg, args.ranks)
         return
+    evaluate = online_evaluation(cfg)
     distributed.init(datetime.timedelta(minutes=cfg.train.timeout_min))
     try:
         if args.dry_run:
@@ -79,7 +82,7 @@ def pretrain(argv: list[str]) -> None:
             return
         from dinov2.train.trainer import train
 
-        train(cfg, folder, evaluate=online_evaluation(cfg, folder))
+        train(cfg, folder, evaluate)
     finally:
         distributed.teardown()
 
@@ -96,11 +99,21 @@ def export_newest(folder: Path, path: Path) -> None:
     print(f"{path}: the encoder of {newest}")
 
 
-def online_evaluation(cfg, folder: Path):
-    """The evaluation engine as a callable for the trainer, None where the configuration asks for none."""
+def online_evaluation(cfg):
+    """The evaluation engine as a callable for the trainer, None where the configuration asks for none.
+
+    ValueError where an evaluation config cannot be read: now, and not after hours of training.
+    """
     if not cfg.train.evaluations:
+        if cfg.train.evaluate_every:
+            raise ValueError("train.evaluate_every: name configs in train.evaluations, or set it to 0")
         return None
+    from eval import schema
     from eval.main import evaluate
+
+    for config in cfg.train.evaluations:
+        for path in schema.expand_configs(config):
+            schema.load(path)
 
     def run(export: Path, step: int) -> dict[str, float]:
         rows = evaluate([str(export)], list(cfg.train.evaluations), export.parent)

@@ -37,17 +37,16 @@ class Row:
 
 LARGER = "raise data.batch_size; data.micro_batch with train.exact_accumulation bounds its memory"
 ROWS = {
-    "simclr": Row(False, losses.nt_xent, ("temperature",), 256, LARGER),  # Chen et al. 2020, eq. 1
+    # Chen et al. 2020, eq. 1
+    "simclr": Row(False, losses.nt_xent, ("temperature",), 256, LARGER),
     # Chen, Xie, He 2021 (v3), eq. 1; He et al. 2020 with a queue
     "moco": Row(
         True, losses.info_nce, ("temperature", "queue"), 256, f"set objective.queue to 4096 or more, or {LARGER}"
     ),
-    "byol": Row(
-        True, losses.negative_cosine, (), 128, LARGER
-    ),  # Grill et al. 2020, eq. 2 up to the constant and factor 2
-    "barlow": Row(
-        False, losses.cross_correlation, ("off_diagonal", "mixup"), 128, LARGER
-    ),  # Zbontar et al. 2021, eq. 1
+    # Grill et al. 2020, eq. 2 up to the constant and factor 2
+    "byol": Row(True, losses.negative_cosine, (), 128, LARGER),
+    # Zbontar et al. 2021, eq. 1
+    "barlow": Row(False, losses.cross_correlation, ("off_diagonal", "mixup"), 128, LARGER),
 }
 KNOBS = {knob for row in ROWS.values() for knob in row.knobs}
 
@@ -109,6 +108,13 @@ class TwoView(Objective):
         if self.queue is not None or together >= ROWS[self.name].enough:
             return None
         return f"{self.name} compares {together} samples, fewer than {ROWS[self.name].enough}: {ROWS[self.name].remedy}"
+
+    def train(self, mode: bool = True) -> TwoView:
+        """Training mode is the student's: the teacher drops no path; its projector normalises by the batch."""
+        super().train(mode)
+        if self.asymmetric:
+            self.teacher[0].eval()
+        return self
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """One pass over both views; see :class:`Objective`."""

@@ -56,6 +56,17 @@ def test_keys_enter_after_the_step_only_and_from_every_micro_batch(tmp_path):
     assert torch.equal(objective.queue[6:], before[6:]) and objective.pointer.item() == 6
 
 
+def test_the_teacher_drops_no_path_and_normalises_by_the_batch(tmp_path):
+    cfg = tiny.config(tmp_path, "byol", tiny.shards(tmp_path / "shards"))
+    cfg.model.drop_path = 0.5
+    parts = build(cfg)
+    objective = parts.objective.train()
+    crops = render(next(parts.stream.batches(0)), parts.device).views["crop"]
+    first, second = objective.embed(crops), objective.embed(crops)
+    assert torch.equal(first["teacher"], second["teacher"]) and not torch.equal(first["student"], second["student"])
+    assert all(m.training for m in objective.teacher[1].modules())
+
+
 def test_batches_that_cannot_work_are_one_sentence(tmp_path):
     path = tiny.shards(tmp_path / "shards")
     cfg = tiny.config(tmp_path, "moco+queue", path)

@@ -370,6 +370,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
     assert "train.track names 'wandbb'; did you mean 'wandb'?" in fails(config, out, "train.track=[wandbb]")
     assert "5 to 3 bands" in fails(config, out, "objective.bands=[5,3]")
     assert "float16 needs a GPU" in fails(config, out, "train.precision=float16")
+    assert "name configs in train.evaluations" in fails(config, out, "train.evaluate_every=2")
+    assert "no.yaml does not exist" in fails(config, out, "train.evaluations=[no.yaml]")
+    assert "that --dry-run plans for" in fails(config, out, "--ranks=8")
+    assert not out.exists()
     (tmp_path / "file").write_text("")
     assert "file" in fails(config, tmp_path / "file" / "run")
     shard = path / "shard-000001.tar"
