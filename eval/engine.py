@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eval.costs import model_cost
 from eval.datasets import EvalDataset
 from eval.encoders import name_of, seeded
 from eval.features import Trial
+from eval.finetuned import RELEASED, TASKS, finetuned, is_finetuned
 from eval.joining import ZEROS
 from eval.labels import Labels, labels_hash, limited
 from eval.networks import Model
@@ -131,6 +133,8 @@ def learn(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int]) -> Outcom
     """What the cell's task makes of these training images."""
     task = dict(cell.evaluation.task)
     name, dataset = task.pop("name"), trial.dataset
+    if name == "decoder" and task.get("train") == RELEASED:
+        return as_released(cell, bench, trial)
     if name == "decoder":
         return learn_together(cell, bench, trial, rows, Options(**task))
     labels = {split: dataset.splits[split].labels for split in ("train", "val")}
@@ -149,6 +153,22 @@ def learn(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int]) -> Outcom
         kind=dataset.kind,
     )
     return schema.TASKS[name](data, cell.seed, **task)
+
+
+def as_released(cell: Cell, bench: Bench, trial: Trial) -> Outcome:
+    """What a released fine-tuned model predicts of the test images: nothing is trained."""
+    if not is_finetuned(cell.source):
+        raise ValueError(f"task.train={RELEASED}: {cell.source} is none of {', '.join(TASKS)} with a file")
+    trained, running = finetuned(cell.source, bench.device), cell.evaluation.running
+    if len(trained.classes) != len(trial.dataset.classes):
+        raise ValueError(
+            f"{cell.source} tells {len(trained.classes)} classes apart; {trial.dataset.name} has "
+            f"{len(trial.dataset.classes)}: choose the data it was fine-tuned on"
+        )
+    test = trial.dataset.splits["test"]
+    seen = replace(trained, joined=trial.joined)
+    logits = seen.predictions(test, bench.device, running["batch_size"], running["workers"])
+    return Outcome(logits, {"train": RELEASED})
 
 
 def learn_together(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int], options: Options) -> Outcome:

@@ -7,7 +7,8 @@
     python eval/predict.py mosaic --input 'maps/*_pred.tif' --output mosaic.tif
     python eval/predict.py areas --input mosaic.tif --output areas.csv --reference fields.gpkg --column crop
 
-RUN is a finished decoder evaluation, or one of its seed-N.safetensors. Of ``scene.tif`` come ``scene_pred.tif``
+RUN is a finished decoder evaluation, one of its seed-N.safetensors, or a released fine-tuned model
+(prithvi_burn_scars@FILE, prithvi_sen1floods11@FILE, prithvi_crops@FILE). Of ``scene.tif`` come ``scene_pred.tif``
 (classes as int16, -1 where nothing was observed; values as float32, NaN there), ``scene_pred.png`` to look at, and on
 request ``scene_prob.tif``. With ``--features`` ENCODER is anything that eval/main.py evaluates, and the map
 ``scene_embedding.tif``. Maps that are done are kept. A file that fails is listed at the end; the exit code is 1.
@@ -31,6 +32,7 @@ import torch  # noqa: E402
 
 from data_prep.parallel import each  # noqa: E402
 from dinov2 import cli, distributed, env  # noqa: E402
+from eval.finetuned import finetuned, is_finetuned  # noqa: E402
 from eval.map_areas import areas  # noqa: E402
 from eval.map_mosaic import mosaic  # noqa: E402
 from eval.scene_encoder import encoder_on  # noqa: E402
@@ -123,6 +125,9 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Trained, str]:
         return trained, trained.model.digest
     if args.sensor or args.statistics or args.precision != "float32":
         raise ValueError("--sensor, --statistics and --precision go with --features")
+    if is_finetuned(args.model_obj):
+        trained = finetuned(args.model_obj, device)
+        return trained, trained.model.digest
     file = only_file(Path(args.model_obj))
     trained = load_trained(file, device)
     if not trained.dense:

@@ -25,7 +25,7 @@ class Options:
     decoder_options: dict[str, Any] | None = None  # its own arguments, as channels: 256
     neck: str = "none"  # of series and pairs: none | linear | ltae | difference | concat
     neck_options: dict[str, Any] | None = None  # its own arguments
-    train: str = "frozen"  # of the encoder: frozen | finetune | patch_embed | scratch (from random weights)
+    train: str = "frozen"  # of the encoder: frozen | finetune | patch_embed | scratch (from random weights) | released
     loss: str | None = None  # one of eval.losses.LOSSES (None: the first that fits the kind of the dataset)
     class_weights: tuple[float, ...] | None = None  # of weighted_cross_entropy (None: inverse shares of the labels)
     crop: str = "none"  # what a training image shows: none (all of it) | random | focus | importance
