@@ -66,11 +66,13 @@ def files(
     :func:`eval.datasets.splits.divide` makes them.
     """
     recipe = {name: value for name, value in locals().items() if name not in SHOWN}
-    if (target is None) == (label is None) or (kind == "segmentation" and not classes):
-        raise ValueError("a dataset of files needs either a target (and its classes, for a segmentation) or a label")
+    mapped = kind in ("segmentation", "multilabel")  # classes per pixel; several labels are those in the map
+    if (target is None) == (label is None) or (target and mapped and not classes):
+        raise ValueError("a dataset of files needs either a target (and its classes, unless of values) or a label")
     folder = Path(expand(root)).resolve()
     first, finest = next(iter(layers.values())), min(layers.values(), key=lambda layer: layer.gsd_m)
-    maps = MapReader(folder, target, tuple(classes or ()) if kind == "segmentation" else None) if target else None
+    maps = MapReader(folder, target, tuple(classes or ()) if mapped else None) if target else None
+    label = "present" if maps and kind == "multilabel" else label
 
     def build() -> tuple[Columns, list[Path]]:
         columns, seen = rows_of.of_files(folder, first, key)
@@ -88,8 +90,9 @@ def files(
         rows_of.add_keys(columns, key, tiled=bool(tile))
         parts = {"train": train, "val": val, "test": test} if train is not None else {"val": val, "test": test}
         fields = dict.fromkeys(parts, split_by) | {"val": val_by or split_by}
-        columns, lists = rows_of.add_splits(columns, folder, parts, fields, entry, column)
-        return columns, seen + lists
+        columns, lists = rows_of.add_splits(columns, folder, parts, fields, entry, column, key)
+        present = rows_of.add_present(columns, folder, finest, tile, maps) if maps and label else []
+        return columns, seen + lists + present
 
     found = kept({**recipe, "root": folder}, build)
     rows = with_label(found, label, ignore or [])
@@ -107,7 +110,7 @@ def files(
         part = rows.filter(pc.equal(rows["assigned"], name))
         source = Source(folder, {spec.key: (named[spec.key], spec) for spec in shown}, finest, part, tile, maps)
         labels = image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},") if label else None
-        splits[name] = Split(part["key"].to_pylist(), labels, source.sample, source.map if maps else None)
+        splits[name] = Split(part["key"].to_pylist(), labels, source.sample, None if label else source.map)
     drawn = (folder / target.path).read_bytes() if target and target.column else b""
     dataset = EvalDataset(
         name=title or folder.name,
@@ -156,5 +159,6 @@ def with_label(rows: pa.Table, label: str | None, ignore: Sequence[str]) -> pa.T
 
 
 def stored_as(root: Path, layer: Layer, rows: pa.Table) -> ImageSpec:
-    """What the pixels of a layer are; their dtype is that of the first sample's file, of means float32."""
-    return layer.spec("float32" if layer.pixels else layer.header(root, rows.slice(0, 1).to_pylist()[0]).dtype)
+    """What the pixels of a layer are; their dtype is that of the first sample's file, float32 of what is derived."""
+    derived = layer.pixels or layer.simulate
+    return layer.spec("float32" if derived else layer.header(root, rows.slice(0, 1).to_pylist()[0]).dtype)

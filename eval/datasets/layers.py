@@ -12,14 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from omegaconf import MISSING
 from rasterio.windows import Window
-from torch.nn.functional import adaptive_avg_pool2d
 
 from dinov2.data.sample import ImageSpec
 from dinov2.sensors import SENSORS
-from eval.datasets import stores
+from eval.datasets import derived, stores
 from eval.datasets.listing import Pattern
 
 DATE_FORMS = (
@@ -89,7 +87,12 @@ class Layer(Pixels):
     absent: bool = False  # the file of a date may be missing: its pixels are nodata
     calendar: list[str] | None = None  # the dates that the words in ``dates`` stand for, with {field} as in the path
     axes: str = ""  # of npy, HDF5 and zarr arrays, for example NHWC; see eval/datasets/stores.py
+    simulate: str | None = None  # show the bands of this sensor instead, as sums of the narrow ones that are stored
     pixels: int | None = None  # means on a grid of so many by so many of gsd_m: for files finer than it (not in tiles)
+
+    def spec(self, dtype: str) -> ImageSpec:
+        """What its pixels are, stored as ``dtype``, or what is simulated from them."""
+        return derived.simulated_spec(self.simulate, self.gsd_m) if self.simulate else super().spec(dtype)
 
     def chosen(self, dates: Sequence[T]) -> list[T]:
         """The dates that are shown, out of all of a sample."""
@@ -151,16 +154,10 @@ class Layer(Pixels):
         if "T" in self.axes:
             image = image[self.chosen(range(len(image)))]
         if self.skip:
-            image = image[..., [self.stored.index(band) for band in spec.bands], :, :]
+            image = image[..., [self.stored.index(band) for band in self.band_names], :, :]
         image = self.fitted(image, spec, files[0][0])
-        return image if self.pixels is None else self.averaged(image, spec)
-
-    def averaged(self, image: np.ndarray, spec: ImageSpec) -> np.ndarray:
-        """float32 ``[..., C, pixels, pixels]``: means of the observations in every cell, nodata where there is none."""
-        there = torch.from_numpy(~spec.invalid(image))  # [..., C, H, W]
-        sums = adaptive_avg_pool2d(torch.from_numpy(image).where(there, 0.0), self.pixels)
-        share = adaptive_avg_pool2d(there.float(), self.pixels)
-        return (sums / share).where(share > 0, 0.0 if spec.nodata is None else spec.nodata).numpy()
+        image = derived.simulated(image, super().spec("float32"), spec) if self.simulate else image
+        return derived.averaged(image, spec, self.pixels) if self.pixels else image
 
     def read_date(self, paths: Sequence[Path], window: Window | None, sample: int) -> np.ndarray:
         """``[frames * C, H, W]``, or ``[T, C, H, W]`` where the files have the axis T."""

@@ -8,8 +8,11 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.common import slug
 from eval.datasets import tortilla
+from eval.datasets.base import IGNORE
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, Pattern, scan, take
 from eval.datasets.source import tile_of
@@ -142,6 +145,16 @@ def with_polygons(columns: Columns, root: Path, layer: Layer, tile: int | None, 
     return take(columns, touched)
 
 
+def add_present(columns: Columns, root: Path, layer: Layer, tile: int | None, maps: MapReader) -> list[Path]:
+    """The column ``present``: numbers of the classes in the map of every sample. The files read are returned."""
+    values = [row(columns, i) for i in range(len(columns["id"]))]
+    found = (
+        np.unique(maps.read(v, tile_of(v, tile), layer.files(root, v)[0][0], layer.header(root, v))) for v in values
+    )
+    columns["present"] = [present[present != IGNORE].tolist() for present in found]
+    return [maps.path(v) for v in values]
+
+
 def add_keys(columns: Columns, form: str, tiled: bool) -> None:
     """The column ``key``: ``form`` filled in, as a sample key; ValueError where two samples get the same."""
     pattern = Pattern(form)
@@ -159,7 +172,7 @@ def add_keys(columns: Columns, form: str, tiled: bool) -> None:
 
 
 def add_splits(
-    columns: Columns, root: Path, parts: Mapping[str, Any], fields: Mapping[str, str], entry: str, column: Any
+    columns: Columns, root: Path, parts: Mapping[str, Any], fields: Mapping[str, str], entry: str, column: Any, key: str
 ) -> tuple[Columns, list[Path]]:
     """The rows that are in a split, which is the column ``assigned``; and the list files read.
 
@@ -167,7 +180,7 @@ def add_splits(
     """
     lists = {name: root / part for name, part in parts.items() if isinstance(part, str)}
     ids = set(columns["id"])
-    parts = {name: listed(lists[name], entry, column, ids) if name in lists else p for name, p in parts.items()}
+    parts = {name: listed(lists[name], entry, column, key, ids) if name in lists else p for name, p in parts.items()}
     for name in fields.values():
         known(columns, name)
     found = divide(columns, parts, {**fields, **dict.fromkeys(lists, "id")})

@@ -64,8 +64,8 @@ def cut(rows: Sequence[int], values: Sequence[Any], share: float, field: str) ->
     return [i for i in rows if str(values[i]) in chosen], [i for i in rows if str(values[i]) not in chosen]
 
 
-def listed(path: Path, entry: str, column: str | int, ids: Collection[str]) -> list[str]:
-    """The ids that a published list names; ``entry`` is the form of its entries.
+def listed(path: Path, entry: str, column: str | int, key: str, ids: Collection[str]) -> list[str]:
+    """The ids that a published list names; ``entry`` is the form of its entries: {id}, or all fields of ``key``.
 
     txt: an entry per line; json: a list; csv and parquet: ``column`` by title, or by number where a csv has no titles.
     """
@@ -74,9 +74,10 @@ def listed(path: Path, entry: str, column: str | int, ids: Collection[str]) -> l
         values = pattern.parse(text)
         if values is None:
             raise ValueError(f"{path} lists {text!r}, which does not have the form {entry}; correct dataset.entry")
-        if values["id"] not in ids:
+        name = values["id"] if "id" in values else Pattern(key).fill(values)
+        if name not in ids:
             raise ValueError(f"{path} lists {text!r}, which is missing from the dataset; get the data again")
-        out.append(values["id"])
+        out.append(name)
     return out
 
 

@@ -48,7 +48,7 @@ def test_named_folders_hold_what_they_promise():
     assert len(names("geobench")) == 12
     assert {f"geobench2_{name}" for name in names("geobench2")} == {n for n in NAMES if n.startswith("geobench2_")}
     assert names("5min") == {"all", "rgb", "norgb", "eurosat_sar", "resisc45"}
-    assert names("15min") == {"eurosat_sar", "opt", "sar", "both"}
+    assert names("15min") == {"eurosat_sar", "opt", "sar", "both", "enmap", "s2"}
     assert "so2sat" in names("1h/geobench")
     pangaea = schema.load(schema.CONFIGS / "pangaea/hls_burn_scars.yaml").task
     protocol = {"decoder": "upernet", "epochs": 80, "learning_rates": [1e-4], "weight_decay": 0.05, "train": "frozen"}
