@@ -37,9 +37,12 @@ def save_export(path: str | Path, encoder: nn.Module, *, normalisation: dict[str
         metadata[name] = json.dumps(value)
     temporary = Path(f"{path}.tmp{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as any new file has; the library's are readable by their owner alone
         save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)
         os.replace(temporary, path)
-    except SafetensorError as error:  # a full disk or an unwritable folder among them
+    except (SafetensorError, OSError) as error:  # a full disk or an unwritable folder among them
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

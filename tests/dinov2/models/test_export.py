@@ -35,6 +35,12 @@ def test_only_the_export_remains_in_the_folder(path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_others_may_read_it_as_any_new_file(path) -> None:
+    other = path.with_name("other")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_header_is_readable_without_the_weights(path) -> None:
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
