@@ -143,7 +143,7 @@ def build_objective(cfg: DictConfig) -> Objective:
             raise ValueError(
                 f"model.patch_size {encoder.patch_size} does not divide the {view.name} view of {view.size} pixels"
             )
-    return objective
+    return objective.train()  # says so to its parts: a teacher drops no path
 
 
 def series_options(cfg: DictConfig) -> Series:

@@ -60,7 +60,7 @@ def test_the_teacher_drops_no_path_and_normalises_by_the_batch(tmp_path):
     cfg = tiny.config(tmp_path, "byol", tiny.shards(tmp_path / "shards"))
     cfg.model.drop_path = 0.5
     parts = build(cfg)
-    objective = parts.objective.train()
+    objective = parts.objective
     crops = render(next(parts.stream.batches(0)), parts.device).views["crop"]
     first, second = objective.embed(crops), objective.embed(crops)
     assert torch.equal(first["teacher"], second["teacher"]) and not torch.equal(first["student"], second["student"])

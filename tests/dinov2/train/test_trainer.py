@@ -124,6 +124,13 @@ def test_a_checkpoint_of_another_encoder_is_refused_by_key(tmp_path):
         train(cfg, tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["dino", "byol", "moco+queue"])
+def test_the_student_of_a_run_drops_paths_and_its_teacher_none(name, tmp_path):
+    objective = build(tiny.config(tmp_path, name, tiny.shards(tmp_path / "shards"))).objective
+    assert all(m.training for m in objective.encoder.modules())
+    assert not any(m.training for m in objective.export().modules())
+
+
 def test_a_complete_run_says_so_and_stays(tmp_path, capsys):
     cfg = tiny.config(tmp_path, "simclr", tiny.shards(tmp_path / "shards"))
     first = train(cfg, tmp_path / "run").read_bytes()
