@@ -171,6 +171,7 @@ def test_every_channel_has_its_own_gain_and_noise(samples, norm):
 def test_width_is_the_same_for_all_samples():
     widths = {view_width(replace(GLOBAL, bands=(1, hi))): hi for hi in (2, 3, 8, 12, 13, 14, 64, 202, 224)}
     assert list(widths) == [2, 4, 8, 13, 32, 64, 224]
+    assert view_width(replace(GLOBAL, bands=(10, 10))) == 10  # of encoders for ten fixed bands: no padding
     for bands in [(0, 4), (5, 4), (1, 225)]:
         with pytest.raises(ValueError, match="global.*bands"):
             view_width(replace(GLOBAL, bands=bands))

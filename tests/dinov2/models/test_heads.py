@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from dinov2.distributed import average_gradients, mean, rank, world
-from dinov2.models.heads import DINOHead, GlobalBatchNorm, mlp_head
+from dinov2.models.heads import DINOHead, GlobalBatchNorm, GlobalBatchNorm2d, mlp_head, with_global_norm
 from tests.ranks import assert_rank_law
 
 
@@ -13,6 +15,19 @@ def test_global_batch_norm_is_batch_norm_on_one_rank():
     theirs.load_state_dict(ours.state_dict())
     for _ in range(3):
         x = torch.randn(8, 5) * 3 + 2
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_global_batch_norm_of_maps_replaces_the_usual_one():
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sequential(nn.BatchNorm2d(5), nn.ReLU()))
+    ours = with_global_norm(copy.deepcopy(theirs))
+    assert isinstance(ours[1][0], GlobalBatchNorm2d)
+    ours.load_state_dict(theirs.state_dict())
+    for _ in range(2):
+        x = torch.randn(4, 3, 6, 7) * 3 + 2
         torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
