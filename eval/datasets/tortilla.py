@@ -75,16 +75,20 @@ def find(path: Path) -> tuple[Path, Place | None]:
 
 def subfile(path: Path) -> str:
     """What GDAL calls the file in a tortilla."""
-    file, place = find(path)
-    assert place is not None, f"{path}: see stores.require"
+    file, place = there(path)
     return f"/vsisubfile/{place.offset}_{place.length},{file}"
 
 
 def stream(path: Path) -> io.BufferedReader:
     """The file in a tortilla, to be read from anywhere."""
+    return io.BufferedReader(Window(*there(path)))
+
+
+def there(path: Path) -> tuple[Path, Place]:
+    """As :func:`find`, of a file that is there."""
     file, place = find(path)
     assert place is not None, f"{path}: see stores.require"
-    return io.BufferedReader(Window(file, place))
+    return file, place
 
 
 class Window(io.RawIOBase):
@@ -94,11 +98,11 @@ class Window(io.RawIOBase):
         self.file, self.place, self.position = file.open("rb"), place, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """That it can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """That it can be read from any place."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -123,7 +127,7 @@ def samples(columns: Columns, root: Path, pattern: Pattern) -> tuple[Columns, li
     """A row per sample of the tortillas in ``columns`` (a row per file), with what their tables say; and the files.
 
     ``pattern`` ends in ``::{id}`` and perhaps more. Further fields in it are found in the ids of the files inside of
-    each sample, which takes a table more per sample.
+    each sample, which takes a table more per sample. ValueError where there is none.
     """
     head, _, member = pattern.text.partition("::")
     inner = Pattern(member.partition("/")[2])
@@ -135,6 +139,8 @@ def samples(columns: Columns, root: Path, pattern: Pattern) -> tuple[Columns, li
         for told in described(files[-1]):
             nested = parsed(files[-1], told, inner) if inner.fields else [{}]
             rows += [known | told | fields for fields in nested]
+    if not rows:
+        raise ValueError(f"the tortillas in {root} hold no file {member}; correct the pattern or get the data again")
     return {name: [row[name] for row in rows] for name in rows[0]}, files
 
 

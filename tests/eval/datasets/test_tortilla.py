@@ -96,6 +96,13 @@ def test_a_label_that_is_no_class_names_its_place(tmp_path):
         build(tmp_path, "burn_scars").splits["train"].target(0)
 
 
+def test_months_of_other_names_are_missed(tmp_path):
+    tortillas.of_maps("biomassters")(tmp_path, 5, False)
+    months = [f"{month:02d}" for month in range(12)]
+    with pytest.raises(ValueError, match=r"hold no file \{id\}/\{chip\}_S1_00; correct the pattern"):
+        build(tmp_path, "biomassters", layers={"s1": {"dates": months}, "s2": {"dates": months}})
+
+
 def test_a_tortilla_changed_in_place_is_listed_and_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr("eval.datasets.listing.SETTLED_NS", 0)  # the listing is kept at once
     before = tortillas.of_labels("benv2")(tmp_path, 2, False, 5)
