@@ -24,8 +24,8 @@ def parallelise(objective: Objective, train: DictConfig, dtype: torch.dtype) -> 
     ``ddp``: every rank holds everything, and gradients are averaged by one reduction after the backward pass
     (docs/decisions/0002 says why it is not torch's DistributedDataParallel). ``fsdp``: parameters, gradients and
     moments are sharded over all ranks (FSDP2, Zhao et al. 2023, arXiv 2304.11277); each block is gathered when it is
-    used, everything else once per pass. Blocks are gathered in ``dtype``, the number format of their products; the
-    rest, where products of parameters are made in full precision, in float32.
+    used, everything else once per pass. Blocks are gathered in ``dtype``, the number format of their products (on a
+    GPU); the rest, where products of parameters are made in full precision, in float32.
     """
     if train.parallel not in MODES:
         raise ValueError(f"train.parallel {train.parallel!r} is not one of {', '.join(MODES)}")
@@ -47,8 +47,10 @@ def shard(objective: Objective, blocks: list[Block], dtype: torch.dtype) -> None
 
     if dtype == torch.float16:
         raise ValueError("train.precision float16 scales losses, which train.parallel=fsdp cannot: choose bfloat16")
-    mesh = init_device_mesh(distributed.device().type, (distributed.world(),))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    kind = distributed.device().type
+    mesh = init_device_mesh(kind, (distributed.world(),))
+    gathered = dtype if kind == "cuda" else torch.float32  # a CPU's layer norm takes no mixture of formats
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh)

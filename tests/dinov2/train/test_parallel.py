@@ -63,6 +63,17 @@ def test_sharded_equals_replicated_equals_alone_for_every_objective(tmp_path):
     assert_modes_agree(tmp_path, ALL)
 
 
+@pytest.mark.distributed
+def test_sharded_equals_alone_in_bfloat16(tmp_path):
+    path, options = str(tiny.shards(tmp_path / "shards")), {"precision": "bfloat16"}
+    expected, losses = trained(str(tmp_path), path, ["mae"], options)
+    sharded = {**options, "parallel": "fsdp"}
+    weights, found = run_ranks(trained, 2, str(tmp_path), path, ["mae"], sharded, timeout=300)[0]
+    assert found["mae"] == pytest.approx(losses["mae"], rel=1e-3)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)
+
+
 def resumed(folder: str, shard_set: str, saved: str, mode: str) -> dict[str, torch.Tensor]:
     """What a run in another mode holds after loading."""
     cfg = config(Path(folder), "dino", shard_set, parallel=mode)
