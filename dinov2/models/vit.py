@@ -126,7 +126,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Input) -> Tensor:
         """Normalised class token ``[B, D]``."""
-        return self.forward_features(x)["cls"]
+        return self.forward_features(x)["cls"].contiguous()  # a view would keep all tokens, for as long as it is kept
 
     def forward_features(
         self, x: Input, masks: Tensor | None = None, fill: Tensor | None = None, keep: Tensor | None = None

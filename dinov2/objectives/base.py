@@ -39,7 +39,7 @@ class Objective(nn.Module):
 
     def encode(self, view: View) -> Tensor:
         """The student's class tokens ``[count * B, D]`` of a view, with gradients."""
-        return self.encoder(view).contiguous()  # FSDP hooks what is returned, which should be no view
+        return self.encoder(view)
 
     def check_batch(self, batch: int, together: int) -> str | None:
         """What to do where ``together`` samples are few for one loss; None where they are enough.

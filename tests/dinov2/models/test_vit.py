@@ -117,3 +117,9 @@ def test_patch_size_that_does_not_divide() -> None:
         encoder(img_size=18)
     with pytest.raises(ValueError, match="patch size 4 must divide"):
         encoder()(view((16, 18)))
+
+
+def test_a_class_token_keeps_no_other_tokens_in_memory():
+    encoder = build_encoder("vit_tiny", patch_size=4, img_size=16, embed="conv", in_chans=3, embed_dim=24, depth=1)
+    token = encoder({"imgs": torch.randn(2, 3, 16, 16)})
+    assert token.untyped_storage().nbytes() == 4 * token.numel()
