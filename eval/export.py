@@ -58,10 +58,10 @@ def source(obj: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
 
 def channels_of(encoder: VisionTransformer, sensors: list[str]) -> list[int]:
     """The ids that a graph is traced with and an embedding folded for: those of the sensors, or all it knows."""
-    embed = encoder.patch_embed
-    if isinstance(embed, ConvPatchEmbed):
-        return list(range(embed.in_chans))  # ids are not looked at
-    if encoder.config["embed"] == "folded":
+    kind = encoder.config["embed"]
+    if kind == "conv":
+        return list(range(cast(ConvPatchEmbed, encoder.patch_embed).in_chans))  # ids are not looked at
+    if kind == "folded":
         return encoder.config["channels"]
     if not sensors:
         raise ValueError("the encoder has no normalisation that names sensors: say --sensors sentinel2_l2a ...")
@@ -118,8 +118,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--format {unknown!r} is not one of {', '.join(FORMATS)}")
     encoder, normalisation, info = source(args.model_obj)
     wants = args.folded or any(kind in GRAPHS for kind in args.format)
-    if wants and not isinstance(encoder, VisionTransformer):
-        raise ValueError("encoders of time series are exported as safetensors only")
+    if wants and "embed" not in cast(VisionTransformer, encoder).config:
+        raise ValueError(f"--model-obj {args.model_obj} has no patch embedding of ours: safetensors is its only format")
     image_encoder = cast(VisionTransformer, encoder)
     channels = channels_of(image_encoder, args.sensors or list(normalisation)) if wants else []
     if args.folded:

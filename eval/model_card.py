@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dinov2.data.shards.index import INDEX, read_index
 from dinov2.files import write_atomic
+from dinov2.models import timeseries
 from dinov2.models.export import CONFIG, from_pretrained
 from dinov2.sensors import SENSORS
 from eval.report import TEMPLATES
@@ -21,17 +21,17 @@ def write_card(folder: Path, name: str, licence: str, rows: Sequence[Row]) -> Pa
     """``README.md`` of a folder that :func:`dinov2.models.export.save_pretrained` wrote."""
     told = json.loads((folder / CONFIG).read_text())
     config = told["info"].get("config")
-    encoder: Any = from_pretrained(folder)
+    tensors = from_pretrained(folder).state_dict().values()
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("model_card.md").render(
-        **{**told, "info": {"released": None, **told["info"]}, "encoder": {"channels": None, **told["encoder"]}},
+        **{**told, "info": {"released": None, **told["info"]}},
         name=name,
         licence=licence,
         folder=folder.name,
-        millions=f"{sum(p.numel() for p in encoder.state_dict().values()) / 1e6:.1f}",
-        width=encoder.embed_dim,
+        millions=f"{sum(x.numel() for x in tensors) / 1e6:.2f}",
+        series=told["encoder"]["name"] == timeseries.NAME,
         config=config,
         sets=[shard_set(path) for path in config["data"]["shards"]] if config else [],
         sensors=SENSORS,

@@ -86,7 +86,8 @@ def build_embedding(embed: str, sizes: dict[str, Any], patch_size: int) -> nn.Mo
         return ConvPatchEmbed(width, patch_size, sizes.pop("in_chans", 3))
     arguments = {"attn_dim": 3 * width, **{SPECTRAL[k]: sizes.pop(k) for k in SPECTRAL if k in sizes}}
     if embed == "folded":
-        return FoldedPatchEmbed(width, patch_size, channels=sizes.pop("channels"), **arguments)
+        channels = {k: sizes.pop(k) for k in ("channels",) if k in sizes}
+        return FoldedPatchEmbed(width, patch_size, **channels, **arguments)
     return SpectralPatchEmbed(width, patch_size, **arguments)
 
 

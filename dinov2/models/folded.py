@@ -18,8 +18,8 @@ from dinov2.models.spectral import SpectralPatchEmbed
 class FoldedPatchEmbed(nn.Module):
     """The same function as :class:`SpectralPatchEmbed` for the ids ``channels``; not to be trained.
 
-    Input and output are those of SpectralPatchEmbed. An id that is not in ``channels`` raises ValueError; in an
-    exported graph, which cannot raise, it makes the image's tokens NaN.
+    Input and output are those of SpectralPatchEmbed. An id that is not in ``channels`` raises ValueError on the CPU; on
+    other devices and in an exported graph it makes the image's tokens NaN.
     """
 
     channel_ids: Tensor  # [N]
@@ -55,7 +55,9 @@ class FoldedPatchEmbed(nn.Module):
         ids = ids if ids.ndim == 2 else ids[..., 0]
         found = ids[..., None] == self.channel_ids  # [B, C, N]
         known = found.any(-1) if masks is None else found.any(-1) | masks  # [B, C]
-        if not torch.compiler.is_exporting() and not known.all():
+        if (
+            ids.device.type == "cpu" and not torch.compiler.is_exporting() and not known.all()
+        ):  # no waiting for a device
             unknown = int((ids if ids.ndim == 2 else ids[..., 0])[~known][0])
             raise ValueError(
                 f"channel {unknown} is not folded: known are {', '.join(map(str, self.channel_ids.tolist()))}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dinov2.models import build_encoder
-from dinov2.models.export import from_pretrained, load_export
+from dinov2.models.export import from_pretrained, load_export, save_export
 from dinov2.models.zoo import load_encoder
 from dinov2.train.trainer import train
 from eval import export
@@ -120,7 +120,34 @@ def test_a_released_architecture_of_ours_and_its_licence(tmp_path):
     original = load_encoder("panopticon_vitb14", tmp_path / "teacher.pth", depth=1)
     x = {"imgs": imgs, "chn_ids": ids}
     assert torch.equal(from_pretrained(output)(x), original(x))
+    assert "None: random" in (exported("panopticon_vitb14@random?depth=1", tmp_path / "r") / "README.md").read_text()
     assert "Released by its publisher as `panopticon_vitb14`" in (output / "README.md").read_text()
+
+
+def test_encoders_of_series_are_weights_only(tmp_path):
+    inputs = {"s2": ["sentinel2_l2a", "B04", "B08"], "s1": ["sentinel1_rtc", "VV", "VH"]}
+    encoder = build_encoder("timeseries", inputs=inputs, embed_dim=8, width=16, depth=1, num_heads=2)
+    norm = {"sentinel1_rtc": {"unit": "db", "bands": {"VV": [-12.0, 4.0]}}}
+    save_export(tmp_path / "model_final.safetensors", encoder, normalisation=norm, info={"step": 7})
+    output = exported(tmp_path, tmp_path / "hub", "--licence", "mit")
+    again = from_pretrained(output).state_dict()
+    assert all(torch.equal(again[key], x) for key, x in encoder.state_dict().items())
+    card = (output / "README.md").read_text()
+    assert "encoder(series)  # dinov2.data.series.Series, standardised -> [B, 8]" in card
+    assert "Nothing is recorded about it." in card and "| sentinel1_rtc | VV | -1 | db | -12 | 4 |" in card
+    with pytest.raises(ValueError, match="has no patch embedding of ours: safetensors is its only format"):
+        exported(tmp_path, tmp_path / "graph", "--format", "torch_export")
+
+
+def test_graph_of_fixed_bands(tmp_path):
+    encoder = build_encoder("vit_tiny", 4, 8, embed="conv", in_chans=5, depth=1, embed_dim=16, num_heads=2)
+    save_export(tmp_path / "model_final.safetensors", encoder, normalisation={}, info={})
+    output = exported(tmp_path, tmp_path / "hub", "--format", "torch_export", "--size", "12")
+    imgs, ids = torch.randn(3, 5, 12, 12), torch.arange(5).repeat(3, 1)
+    with torch.no_grad():
+        agrees(run_program(output / "model.pt2", imgs, ids), encoder.eval().forward_features({"imgs": imgs}))
+    with pytest.raises(ValueError, match="only an encoder with a spectral patch embedding"):
+        exported(tmp_path, tmp_path / "folded", "--folded")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ def test_what_cannot_be_folded():
     for other in (build_encoder("vit_tiny", 4, 8, embed="conv", depth=1), encoder(full_spectra=True)):
         with pytest.raises(ValueError, match="only an encoder with a spectral patch embedding that reads channel ids"):
             fold_encoder(other, IDS)
+    with pytest.raises(ValueError, match="embedding 'folded': .* missing 1 required keyword-only argument: 'channels'"):
+        build_encoder("vit_tiny", 4, 8, embed="folded")
     with pytest.raises(ValueError, match="unknown channel id -13"):
         fold_encoder(encoder(), [-13])
 
