@@ -89,7 +89,7 @@ def module_of(path: Path) -> str:
 
 def source_files() -> dict[str, ast.AST]:
     """Module name -> parsed source, for the whole project."""
-    folders = [ROOT / name for name in (*PACKAGES, "benchmarks", "tests")]
+    folders = [ROOT / name for name in (*PACKAGES, "benchmarks", "docs", "tests")]
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     return {module_of(path): ast.parse(path.read_text(), str(path)) for path in sorted(paths)}
 

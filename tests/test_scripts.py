@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (ROOT, ROOT / "eval", ROOT / "data_prep", ROOT / "slurm", ROOT / "benchmarks")
+FOLDERS = (ROOT, *(ROOT / name for name in ("eval", "data_prep", "slurm", "benchmarks", "docs/examples")))
 SCRIPTS = [p for folder in FOLDERS for p in sorted(folder.glob("*.py")) if '__name__ == "__main__"' in p.read_text()]
 
 
