@@ -111,12 +111,13 @@ def _tensorboard(folder: Path):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("train.track names tensorboard: pip install 'eo-ssl[track]'") from error
+        raise ValueError("tensorboard is to be written, but not installed: pip install 'eo-ssl[track]'") from error
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
+        writer.flush()  # what a process has not flushed is lost with it
 
     return write
 
