@@ -13,6 +13,8 @@ from dinov2 import distributed
 from dinov2.data.batch import Batch
 from dinov2.data.views import render
 from dinov2.train.build import Parts, build
+from dinov2.train.parallel import is_sharded
+from dinov2.train.plan import state_bytes
 from dinov2.train.trainer import step
 
 
@@ -43,10 +45,11 @@ def dry_run(cfg: DictConfig) -> dict[str, float]:
     seconds = time.perf_counter() - begin
     samples = cfg.train.steps * cfg.data.batch_size
     per_sample = parts.shards.bytes / len(parts.shards)
+    sharded = any(map(is_sharded, parts.objective.parameters()))
     facts = {
         "trainable parameters": trainable,
         "teacher parameters": frozen,
-        "state bytes per rank": 16 * trainable + 4 * frozen,  # float32 weights, gradients and two AdamW moments
+        "state bytes per rank": state_bytes(parts.objective, distributed.world(), sharded),
         "activation bytes per rank": activations,
         "steps": cfg.train.steps,
         "epochs": samples / len(parts.shards),
@@ -58,5 +61,5 @@ def dry_run(cfg: DictConfig) -> dict[str, float]:
         table = Table(title="dry run: nothing was written", show_header=False)
         for name, value in facts.items():
             table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else f"{value:,}")
-        Console().print(parts.summary(), table)
+        Console(soft_wrap=True).print(parts.summary(), *([parts.remedy] if parts.remedy else []), table, sep="\n")
     return facts

@@ -113,7 +113,7 @@ def state_bytes(objective: Objective, ranks: int, sharded: bool) -> float:
     frozen = sum(p.numel() for p in objective.parameters()) - trained
     total = 16.0 * trained + 4.0 * frozen
     if not sharded:
-        return total + 4.0 * trained  # the flat copy of all gradients that is reduced
+        return total + 4.0 * trained * (ranks > 1)  # the flat copy of all gradients that is reduced
     own, teacher, largest = in_blocks(objective)
     outside = 4.0 * (trained + frozen - own - teacher) + 4.0 * (trained - own)  # the root's weights and gradients
     return total / ranks + outside + 2 * (2 + 4) * largest  # two blocks in bf16, and their gradients

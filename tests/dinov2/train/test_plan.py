@@ -10,6 +10,7 @@ import torch
 from benchmarks.scaling import synthetic_index
 from dinov2.train import plan
 from dinov2.train.build import build_objective
+from dinov2.train.dry_run import dry_run
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -20,12 +21,15 @@ def cfg(tmp_path):
     return tiny.config(tmp_path, "byol", tiny.shards(tmp_path / "shards"))
 
 
-def test_state_and_traffic_are_hand_counts(cfg):
+def test_state_and_traffic_are_hand_counts(cfg, capsys):
     with torch.device("meta"):
         objective = build_objective(cfg)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     teacher = sum(p.numel() for p in objective.teacher.parameters())
     assert plan.state_bytes(objective, 2, sharded=False) == 20 * trained + 4 * teacher
+    alone = dry_run(cfg)
+    assert alone["state bytes per rank"] == plan.state_bytes(objective, 1, sharded=False) == 16 * trained + 4 * teacher
+    assert "byol compares 6 samples" in capsys.readouterr().out  # the remedy, before anything is spent
     assert plan.traffic_bytes(objective, 2, 3, sharded=False) == 4 * trained
     tokens, width, depth = 2 * (16 + 1), 24, 2
     assert plan.activation_bytes(objective, checkpointed=False) == 34 * width * depth * tokens
