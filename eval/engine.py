@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dinov2 import distributed
+from dinov2.train.log import TRACKERS
 from eval import schema
 from eval.bench import Bench
 from eval.cells import Cell, default_output, plan
@@ -175,7 +176,7 @@ def learn_together(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int], 
     """A decoder cell's outcome; cells that differ in seed and labels only learn from the same passes of the encoder."""
     if cell.file.path not in bench.learnt:
         bench.store.limit = cell.evaluation.running["memory"]
-        wanted = {cell.file.path: Wanted(cell.seed, rows)}
+        wanted = {cell.file.path: Wanted(cell.seed, rows, course_of(cell))}
         for other in bench.cells if options.train == "frozen" and not seeded(cell.source) else ():
             if other.companion(cell) and other is not cell:
                 try:
@@ -183,10 +184,16 @@ def learn_together(cell: Cell, bench: Bench, trial: Trial, rows: Sequence[int], 
                 except ValueError:  # it says so itself when its turn comes
                     continue
                 if other.file.done(identity_of(other, trial.dataset, bench.model(cell.source, 0), theirs)) is None:
-                    wanted[other.file.path] = Wanted(other.seed, theirs)
+                    wanted[other.file.path] = Wanted(other.seed, theirs, course_of(other))
         outcomes = decoder(trial, bench.store, list(wanted.values()), options)
         bench.learnt |= dict(zip(wanted, outcomes, strict=True))
     return bench.learnt.pop(cell.file.path)
+
+
+def course_of(cell: Cell) -> Callable[[int, Mapping[str, float]], None]:
+    """What is told the course of a cell's learning: ``seed-N/tensorboard`` beside its row, where that is asked for."""
+    wanted = cell.evaluation.running["tensorboard"]
+    return TRACKERS["tensorboard"](cell.file.path.with_suffix("")) if wanted else lambda epoch, values: None
 
 
 def run(cells: Sequence[Cell], bench: Bench, part: tuple[int, int] = (0, 1), test_only: bool = False) -> None:

@@ -32,6 +32,7 @@ class Running:
     batch_size: int = 64  # images encoded at once
     workers: int = 0  # loader processes
     memory: int = 4 << 30  # bytes of feature maps that may be kept; what does not fit is encoded again
+    tensorboard: bool = False  # write what decoders learn, beside their rows
 
 
 @dataclass

@@ -92,17 +92,25 @@ class Learner:
     """
 
     def __init__(
-        self, head: Head, rate: float, parameters: Sequence[nn.Parameter], options: Options, steps: int
+        self,
+        head: Head,
+        rate: float,
+        parameters: Sequence[nn.Parameter],
+        options: Options,
+        steps: int,
+        note: Callable[[int, Mapping[str, float]], None],
     ) -> None:
         o, groups = options, [{"params": list(head.parameters()), "lr": rate}]
         if parameters:
             groups.append({"params": list(parameters), "lr": o.encoder_lr * rate})
         self.head, self.rate, self.finite = head, rate, True
         self.optimizer: Any = OPTIMIZERS[o.optimizer](groups, weight_decay=o.weight_decay)  # type: ignore[call-arg]
+        self.note = note
         self.schedule = LambdaLR(self.optimizer, partial(factor, schedule=o.schedule, steps=steps, warmup=o.warmup))
         self.best: tuple[float, int] = (-math.inf, 0)  # merit, and minus the epoch: of equal ones the first
         self.kept: list[dict[str, Tensor]] = []
         self.curve: list[tuple[int, float]] = []  # epoch, merit
+        self.losses: list[Tensor] = []  # since the last validation
 
     def step(self, encoded: Encoded, criterion: Callable[[Tensor, Tensor], Tensor], key: int) -> None:
         """Learn from a batch. Dropout depends on ``key`` alone, not on how many heads learn beside this one."""
@@ -117,10 +125,14 @@ class Learner:
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
+            self.losses.append(loss.detach())
 
     def judge(self, merit: float, epoch: int, *modules: nn.Module) -> None:
         """Keep the modules' weights if ``merit`` is the best so far."""
         self.curve.append((epoch, merit))
+        mean = torch.stack(self.losses).mean().item() if self.losses else math.nan
+        self.note(epoch, {f"validation/rate {self.rate:g}": abs(merit), f"loss/rate {self.rate:g}": mean})
+        self.losses = []
         if self.finite and merit > self.best[0]:
             self.best = merit, -epoch
             self.kept = [{k: x.detach().clone() for k, x in m.state_dict().items()} for m in modules]
@@ -132,10 +144,14 @@ class Learner:
 
 
 class Wanted(NamedTuple):
-    """A head to be trained: the seed of its weights, of the order of its images and of its dropout, and the images."""
+    """A head to be trained: the seed of its weights, of the order of its images and of its dropout, and the images.
+
+    ``note(epoch, values)`` is told the course of its learning.
+    """
 
     seed: int
     rows: Sequence[int]
+    note: Callable[[int, Mapping[str, float]], None] = lambda epoch, values: None
 
 
 class Group:
@@ -158,7 +174,7 @@ class Group:
         self.batch_size = min(options.batch_size, len(one.rows))
         self.per_epoch = len(one.rows) // self.batch_size
         self.learners = [
-            Learner(head, rate, parameters, options, options.epochs * self.per_epoch)
+            Learner(head, rate, parameters, options, options.epochs * self.per_epoch, one.note)
             for head, rate in zip(heads, rates, strict=True)
         ]
         self.orders = self.permutations()

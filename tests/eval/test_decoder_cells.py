@@ -214,6 +214,24 @@ def test_only_what_was_trained_alike_is_tested_again(tmp_path, roots):
     assert not list((tmp_path / "out").rglob("*.error.txt"))
 
 
+def test_what_decoders_learn_is_written_for_tensorboard(tmp_path, roots):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'eo-ssl[track]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    task = {"epochs": 4, "evaluate_every": 2, "learning_rates": [1e-3, 1e-2]}
+    cells = plan(["pixelstats"], [schema.load(config(roots, task=task, running={"tensorboard": True}))], tmp_path)
+    run_cells(cells, Bench(torch.device("cpu")))
+    ((row,), failed) = collect(cells)
+    assert not failed
+    written = EventAccumulator(str(cells[0].file.path.with_suffix("") / "tensorboard")).Reload()
+    assert {f"{what}/rate {rate}" for what in ("validation", "loss") for rate in ("0.001", "0.01")} <= set(
+        written.Tags()["scalars"]
+    )
+    best = written.Scalars(f"validation/rate {row['chosen']['learning_rate']:g}")
+    assert [e.step for e in best] == row["curve"]["epoch"] == [2, 4]
+    assert [e.value for e in best] == pytest.approx(row["curve"]["val_miou"], rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_make_the_table_of_one(tmp_path, roots):
