@@ -20,7 +20,7 @@ from eval.datasets.entries import add_entries
 from eval.datasets.layers import Layer
 from eval.datasets.listing import Columns, kept, state
 from eval.datasets.source import Source
-from eval.datasets.targets import MapReader, Target, image_labels
+from eval.datasets.targets import MapReader, Target, image_labels, merged
 
 SHOWN = ("images", "bands", "size", "title", "split_hash")  # options that do not change which samples there are
 
@@ -36,6 +36,7 @@ def files(
     target: Target | None = None,  # the truth per pixel, or
     label: str | None = None,  # the column that holds the truth per sample; several labels are divided by ";"
     ignore: list[str] | None = None,  # values of ``label`` that are none: such samples are left out and counted
+    merge: dict[str, str] | None = None,  # multilabel: value of ``label`` -> class; what is neither is no label
     unit: str = "",  # regression: of the values
     pair: bool = False,  # the two dates of a sample are before and after
     key: str = "{id}",  # sample keys
@@ -109,7 +110,9 @@ def files(
     for name in SPLITS:
         part = rows.filter(pc.equal(rows["assigned"], name))
         source = Source(folder, {spec.key: (named[spec.key], spec) for spec in shown}, finest, part, tile, maps)
-        labels = image_labels(part[label].to_pylist(), kind, names, f"{folder}, column {label},") if label else None
+        told = part[label].to_pylist() if label else []
+        told = merged(told, merge, names) if merge else told
+        labels = image_labels(told, kind, names, f"{folder}, column {label},") if label else None
         splits[name] = Split(part["key"].to_pylist(), labels, source.sample, None if label else source.map)
     drawn = (folder / target.path).read_bytes() if target and target.column else b""
     dataset = EvalDataset(

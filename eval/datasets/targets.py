@@ -178,6 +178,13 @@ def class_numbers(values: Sequence[Any], classes: Sequence[str], where: str) -> 
     return [table[str(value)] for value in values]
 
 
+def merged(values: Sequence[Any], merge: Mapping[str, str], classes: Sequence[str]) -> list[list[str]]:
+    """Several labels per sample as classes: those that they ``merge`` into, or are; all others are no label."""
+    known = {name: name for name in classes} | dict(merge)
+    several = (value.split(";") if isinstance(value, str) else value for value in values)
+    return [[known[label] for label in labels if label in known] for labels in several]
+
+
 def image_labels(values: Sequence[Any], kind: str, classes: Sequence[str], where: str) -> Tensor:
     """The truth per sample as :class:`eval.datasets.Split` takes it; several labels are a list or divided by ";"."""
     if kind == "regression":

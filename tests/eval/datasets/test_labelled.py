@@ -11,7 +11,7 @@ from pyarrow import parquet
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from eval.datasets import build_dataset
+from eval.datasets import build_dataset, defaults
 from tests.eval.datasets.layouts import labelled, tortillas
 
 LAYOUTS = {
@@ -23,6 +23,9 @@ LAYOUTS = {
     "resisc45": labelled.resisc45,
     **{f"geobench2_{name}": tortillas.of_labels(name) for name in tortillas.LABELLED},
 }
+CORINE = (111, 112, 121, 122, 123, 124, 131, 132, 133, 141, 142, 211, 212, 213, 221, 222, 223, 231, 241, 242, 243, 244,
+          311, 312, 313, 321, 322, 323, 324, 331, 332, 333, 334, 411, 412, 421, 422, 423, 511, 512, 521, 522,
+          523)  # fmt: skip  # codes of the 43 labels
 SHOWN = 9  # classes that occur: radar's two bands tell so many apart
 
 
@@ -95,6 +98,20 @@ def test_sensors_and_dates_of_bigearthnet(tmp_path):
     }
     with pytest.raises(ValueError, match=r"the file .*_VV\.tif is missing"):
         build(tmp_path, "bigearthnet_v2")
+
+
+def test_forty_three_labels_make_nineteen_classes(tmp_path):
+    labelled.bigearthnet_v1(tmp_path, 1, scrambled=False, count=43)
+    old, new = build(tmp_path, "bigearthnet_v1"), build(tmp_path, "bigearthnet_v1_19")
+    codes = defaults("bigearthnet_v2_maps")["target"]["codes"]  # of CORINE, in the order of the 19 classes
+    number = {code: c for c, found in enumerate(codes) for code in (found if isinstance(found, list) else [found])}
+    assert new.classes == tuple(defaults("bigearthnet_v2")["classes"])
+    for name, split in new.splits.items():
+        assert split.keys == old.splits[name].keys
+        for before, after in zip(old.splits[name].labels, split.labels, strict=True):
+            wanted = {number[CORINE[c]] for c in before.nonzero()[:, 0].tolist() if CORINE[c] in number}
+            assert set(after.nonzero()[:, 0].tolist()) == wanted
+    assert sum(not row.any() for split in new.splits.values() for row in split.labels) > 0  # mines beside dump sites
 
 
 def test_labels_in_files_that_change_in_place_are_read_again(tmp_path, monkeypatch):
