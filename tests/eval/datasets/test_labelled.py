@@ -235,6 +235,9 @@ def test_real_patches_of_bigearthnet_v1(realdata, tmp_path):
         labels = {key: [dataset.classes[c] for c in split.labels[0].nonzero()] for key, split in dataset.splits.items()}
         assert labels["train"] == ["Non-irrigated arable land", "Pastures"] and labels["val"] == ["Pastures"]
         assert len(labels["test"]) == 4 and "Transitional woodland/shrub" in labels["test"]
+    broader = build(tmp_path, "bigearthnet_v1_19")
+    found = [broader.classes[c] for c in broader.splits["train"].labels[0].nonzero()]
+    assert found == ["Arable land", "Pastures"]
     sample = dataset.splits["test"][0]
     assert sample.images["sentinel2_l2a-60m"].shape == (2, 20, 20)
     for name, folder in zip(pairs[2], ("s2-tiny", "s1-tiny"), strict=True):
