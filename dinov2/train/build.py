@@ -68,6 +68,8 @@ def build_model(model: DictConfig) -> tuple[VisionTransformer, dict[str, Tensor]
     """The encoder that the ``model`` section describes, and what was released beside the weights it starts from."""
     if model.image_size % model.patch_size:
         raise ValueError(f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}")
+    if model.fresh and not model.weights:
+        raise ValueError("model.fresh says what does not come from model.weights: set both")
     source, beside = load_weights(expand(model.weights)) if model.weights else (None, {})
     positions = {k: v for k, v in source.config.items() if k.startswith("interpolate_")} if source else {}
     spectral = {"attn_dim": model.attn_dim, "attn_heads": model.attn_heads, "terrain": model.terrain}

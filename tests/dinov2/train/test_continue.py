@@ -47,7 +47,10 @@ def test_parts_named_fresh_keep_their_own_start_and_the_rest_is_strict(run, tmp_
     assert torch.equal(found["blocks.0.mlp.fc1.weight"], start["blocks.0.mlp.fc1.weight"])
     assert not torch.equal(own["blocks.0.mlp.fc1.weight"], start["blocks.0.mlp.fc1.weight"])
     assert found["patch_embed.proj.weight"].shape == (24, 48)
-    cfg.model.fresh = ["patch_embedding"]
+    cfg.model.weights = None
+    with pytest.raises(ValueError, match=r"model\.fresh says what does not come from model\.weights: set both"):
+        build(cfg)
+    cfg.model.weights, cfg.model.fresh = str(run), ["patch_embedding"]
     with pytest.raises(ValueError, match=r"model\.fresh: .*'patch_embedding'"):
         build(cfg)
     cfg.model.fresh, cfg.model.attn_dim, cfg.model.embed_dim = [], 24, 48
