@@ -9,6 +9,7 @@ Example: python data_prep/main.py worldcereal --src series.parquet --out data/wo
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from data_prep.common import Plan, slug
@@ -87,18 +89,25 @@ def plan(args: argparse.Namespace) -> Plan:
     return Plan(rows, partial(make, table=table, classes=classes), labels, provenance, "none stated")
 
 
+def variables(path: Path) -> dict[str, str]:
+    """What rasterio opens of a netCDF file, by the names of its variables."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the variables have a position, not the file
+        with rasterio.open(path) as file:
+            return {name.rsplit(":", 1)[-1]: name for name in file.subdatasets}
+
+
 def cube(path: Path, resolution: float) -> Cube:
     """A WorldCereal cube (netCDF) of one region, for ``timeseries --src``; every month that has numbers is clear."""
     from data_prep.timeseries.imports import Cube
 
-    with rasterio.open(path) as file:
-        names = [name.rsplit(":", 1)[-1] for name in file.subdatasets]
+    names = variables(path)
 
     def variable(band: str) -> str:
         known = [name for name in (band, band.replace("B0", "B")) if name in names]  # B02 is B2 in some
         if not known:
             raise ValueError(f"{path} has no variable {band}; it has {', '.join(sorted(names))}")
-        return f"netcdf:{path}:{known[0]}"
+        return names[known[0]]
 
     with rasterio.open(variable("VV")) as raster:
         region = Region(raster.crs.to_string(), raster.transform, np.ones(raster.shape, bool))

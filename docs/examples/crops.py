@@ -19,6 +19,7 @@ import numpy as np  # noqa: E402
 import rasterio  # noqa: E402
 from rasterio.warp import transform  # noqa: E402
 
+from data_prep.worldcereal import variables  # noqa: E402
 from dinov2.cli import run  # noqa: E402
 from dinov2.env import ROOT  # noqa: E402
 from docs.examples.steps import PIXEL, options, step, write_tif  # noqa: E402
@@ -46,9 +47,7 @@ def made_fields(folder: Path) -> tuple[np.ndarray, rasterio.Affine, str]:
 
 def labels_of(cube: Path) -> tuple[np.ndarray, rasterio.Affine, str]:
     """A crop per pixel ``[H, W]`` ("none" where there is none) from a cube's maps, their transform and system."""
-    with rasterio.open(cube) as file:
-        layers = {name.rsplit(":", 1)[-1]: name for name in file.subdatasets}
-    words = None
+    layers, words = variables(cube), None
     for key, crop in reversed(CROPS.items()):
         with rasterio.open(next(path for name, path in layers.items() if f"_{key}_" in name)) as raster:
             found, place, crs = raster.read(1), raster.transform, raster.crs.to_string()
