@@ -35,6 +35,8 @@ def architecture(path: Path) -> tuple[dict[str, Any], Normalisation | None]:
     """What builds the encoder of an export or a checkpoint anew, and its normalisation."""
     if path.suffix == ".safetensors":
         header = read_export_info(path)
+        if header["encoder"].get("embed") == "folded":
+            raise ValueError(f"{path} holds folded weights, which cannot be drawn: name the run that it was made from")
         return header["encoder"], Normalisation.from_dict(header["normalisation"])
     model = load_file(path, path.stem)
     if not isinstance(model.network, Transformer | Convolutional) or model.expects:

@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
     if wants:
         about = {"normalisation": normalisation, "channels": channels, "encoder": image_encoder.config}
         write_graphs(image_encoder, channels, args, about)
-    licence = args.licence or info.get("licence", "not stated")
+    licence = args.licence or info.get("licence", "unknown")
     write_card(args.output, name_of(args.model_obj), licence, measured(args.model_obj, args.results))
     print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))}")
 

@@ -71,6 +71,12 @@ def test_folded_weights_and_program_equal_the_encoder(finished, tmp_path):
         agrees([folded["cls"], folded["patches"]], wanted)
 
 
+def test_a_folded_encoder_has_no_random_floor(finished, tmp_path):
+    output = exported(finished, tmp_path / "hub", "--folded")
+    with pytest.raises(ValueError, match="model.safetensors holds folded weights, which cannot be drawn: name the run"):
+        load_model(f"random:{output}")
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_onnxruntime_equals_the_encoder(finished, tmp_path):
@@ -121,6 +127,7 @@ def test_a_released_architecture_of_ours_and_its_licence(tmp_path):
     x = {"imgs": imgs, "chn_ids": ids}
     assert torch.equal(from_pretrained(output)(x), original(x))
     assert "None: random" in (exported("panopticon_vitb14@random?depth=1", tmp_path / "r") / "README.md").read_text()
+    assert "license: other" in (output / "README.md").read_text()  # "not confirmed" is no identifier
     assert "Released by its publisher as `panopticon_vitb14`" in (output / "README.md").read_text()
 
 
