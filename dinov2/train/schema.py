@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from dinov2 import config, objectives
 from dinov2.data.series import VIEW_OPTIONS, Series
 from dinov2.data.views import Augment
-from dinov2.models import timeseries
+from dinov2.models import PHILEO, timeseries
 from dinov2.objectives.two_view import ROWS
 from dinov2.sensors import suggest
 from dinov2.train.log import TRACKERS
@@ -140,6 +140,9 @@ FREE = {  # what may change between a run and its resumption
 }
 
 
+HIDING = ("mae", "dino")  # objectives that hide patches
+
+
 POSITIVE = {  # options that must exceed 0 (or be null where they may), those of all objectives among them
     "data": ("batch_size", "micro_batch", "cache_gib"),
     "model": ("patch_size", "image_size", "in_chans", "attn_dim", "attn_heads", "embed_dim", "depth", "num_heads"),
@@ -189,6 +192,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     check_bounds(cfg, path)
     if cfg.model.arch == timeseries.NAME and name not in ROWS:
         raise ValueError(f"{path}: objective {name} has no views of pixel series; choose one of {', '.join(ROWS)}")
+    if cfg.model.arch in PHILEO and name in HIDING:
+        raise ValueError(
+            f"{path}: objective {name} hides patches from the encoder, which {cfg.model.arch} looks at in its "
+            "convolutions; choose geo_aware"
+        )
     idle = [k for layer in layers for k in layer.get("objective", {}) if k in VIEW_OPTIONS]
     if cfg.model.arch == timeseries.NAME and idle:
         raise ValueError(f"{path}: objective.{idle[0]} is of images; the views of pixel series are set by series.*")

@@ -19,10 +19,12 @@ from tests import tiny
         ("mae", "objective.target_bands=0", "objective.target_bands is 0; it must be greater than 0"),
         ("dino", "objective.prototypes=0", "objective.prototypes is 0; it must be greater than 0"),
         ("dino", "optim.teacher_temp=0", "optim.teacher_temp is 0.0; it must be greater than 0"),
+        ("mae", "model.arch=phileo_cnn", "objective mae hides patches from the encoder, which phileo_cnn looks at"),
+        ("geo_aware", "objective.decoder_dim=0", "objective.decoder_dim is 0; it must be greater than 0"),
         ("dino", "objective.koleo_weight=-0.1", "objective.koleo_weight is -0.1; it must be at least 0"),
     ],
 )
-def test_a_number_that_is_too_small_is_named(name, option, said, tmp_path):
+def test_what_cannot_be_is_named(name, option, said, tmp_path):
     path = tiny.write_config(tmp_path / "a.yaml", tiny.raw_config(name, tmp_path / "shards"))
     schema.load(path)
     with pytest.raises(ValueError, match=said):
