@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> N
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install 'eo-ssl[onnx]'")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing, which nothing needs
     made = torch.onnx.export(
         program, (), input_names=["imgs", "chn_ids"], output_names=OUTPUTS, dynamo=True, verbose=False
     )
