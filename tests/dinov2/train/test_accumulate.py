@@ -13,19 +13,23 @@ from tests import tiny
 from tests.ranks import assert_equal, assert_rank_law
 
 
-def parts_of(path: str, name: str, folder: str, drop_path: float = 0.0):
+def parts_of(path: str, name: str, folder: str, drop_path: float = 0.0, together: int | None = None):
+    """``together``: so many samples of all ranks pass at once, of 12 in a step."""
     cfg = tiny.config(Path(folder), name, Path(path))
     cfg.model.drop_path = drop_path
+    if together:
+        cfg.data.batch_size, cfg.data.micro_batch = 12, together // distributed.world()
     return build(cfg)
 
 
-def gradients(path: str, name: str, folder: str) -> dict[str, torch.Tensor]:
+def gradients(path: str, name: str, folder: str, together: int | None = None) -> dict[str, torch.Tensor]:
     """Terms and all gradients of the first step of a run."""
-    parts = parts_of(path, name, folder)
+    parts = parts_of(path, name, folder, together=together)
     accumulate = loss_of_all if parts.exact else mean_of_losses
     raws = (raw for raw, _ in zip(parts.stream.batches(0), range(parts.stream.accumulation), strict=False))
     terms, embedding = accumulate(parts, raws, parts.schedules.now(0), Precision.choose("float32", parts.device))
-    assert len(embedding) == 2 * parts.stream.accumulation * parts.stream.micro_batch
+    crops = 2 if name.split("+")[0] in ROWS else 1
+    assert len(embedding) == crops * parts.stream.accumulation * parts.stream.micro_batch
     distributed.average_gradients(parts.objective.parameters())
     grads = {name: p.grad for name, p in parts.objective.named_parameters() if p.requires_grad}
     return {"loss": distributed.mean(terms["loss"]), **grads}
@@ -42,6 +46,23 @@ def test_exact_accumulation_has_the_gradient_of_one_batch(objective, tmp_path):
 
 def test_exact_accumulation_on_ranks(tmp_path):
     assert_rank_law(gradients, str(tiny.shards(tmp_path / "shards")), "barlow+exact", str(tmp_path))
+
+
+def plain_gradients(path: str, folder: str) -> dict[str, torch.Tensor]:
+    """Of every objective in turn, half of the batch at a time: one start of the processes serves them all.
+
+    In units of the objective's largest, which says what rounding is.
+    """
+    found = {}
+    for name in sorted(tiny.OBJECTIVES):
+        grads = gradients(path, name, folder, together=6)
+        largest = max(v.abs().max() for k, v in grads.items() if k != "loss")
+        found |= {f"{name} {k}": v if k == "loss" else v / largest for k, v in grads.items()}
+    return found
+
+
+def test_plain_accumulation_on_ranks(tmp_path):
+    assert_rank_law(plain_gradients, str(tiny.shards(tmp_path / "shards")), str(tmp_path))
 
 
 def test_both_passes_drop_the_same_paths(tmp_path):
