@@ -322,3 +322,12 @@ def test_overlapping_windows_are_as_far_apart_as_said():
         trial_of(dataset(size=(24, 24)), sizing="tile", stride=17)
     with pytest.raises(ValueError, match="model.stride is 8: it goes with model.size=tile"):
         trial_of(dataset(size=(24, 24)), stride=8)
+
+
+def test_statistics_are_those_asked_for():
+    data = dataset()
+    assert trial_of(data, normalisation="dataset").joined.norm == data.normalisation()
+    with pytest.raises(ValueError, match="model.normalisation is 'data'; did you mean 'dataset'"):
+        trial_of(data, normalisation="data")
+    with pytest.raises(ValueError, match="model.normalisation=dataset: .* takes no standardised values, but 0 to 1"):
+        trial_of(data, "ssl4eo_moco@random?depth=1", normalisation="dataset", missing="zero")
