@@ -24,11 +24,11 @@ def main(argv: list[str]) -> None:
     p.add_argument("--sensor", default="sentinel2_l2a", help="a name of configs/sensors (%(default)s)")
     p.add_argument("--bands", help="of the files, in their order (all of the sensor): B02,B03,...")
     p.add_argument("--date", default="2021-06-01", help="of the images, where their tags do not say so (%(default)s)")
-    p.add_argument("--steps", type=int, default=300, help="of pretraining (%(default)s)")
+    p.add_argument("--steps", type=int, default=100, help="of pretraining (%(default)s)")
     args = p.parse_args(argv)
-    src, out, bands, steps = args.src, args.output, args.bands, args.steps
+    src, out, bands, steps, batch = args.src, args.output, args.bands, args.steps, 64
     if args.quick:
-        src, bands, steps = out / "images", "B02,B03,B04,B08", 2
+        src, bands, steps, batch = out / "images", "B02,B03,B04,B08", 2, 16
         sandbox_tifs(out, 4)
     elif src is None:
         raise ValueError("give --src, a folder of GeoTIFFs, or --quick")
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
 
     # 2. Pretraining: SimCLR on two views of every chip
     config = ["--config-file", ROOT / "configs/pretrain/quick_check.yaml", "--output-dir", out / "run"]
-    step("train.py", *config, f"data.shards=[{out / 'chips'}]", f"train.steps={steps}", "data.workers=0")
+    data = [f"data.shards=[{out / 'chips'}]", "data.workers=0", f"data.batch_size={batch}"]
+    step("train.py", *config, *data, f"train.steps={steps}")
 
     # 3. An embedding of every patch of every image, with a picture beside it
     maps = ["--model-obj", out / "run", "--sensor", args.sensor, "--input", src, "--output", out / "maps"]
