@@ -86,8 +86,8 @@ def observed(cube: dict[str, np.ndarray]) -> list[Observed]:
 def model_of(width: int, depth: int, dim: int, **options: Any) -> SeriesModel:
     """An encoder with random weights and published statistics."""
     torch.manual_seed(0)
-    sizes = {"embed_dim": dim, "width": width, "depth": depth, "num_heads": 4}
-    encoder = SeriesEncoder(inputs=INPUTS, **sizes, **options).eval()
+    sizes: dict[str, Any] = {"embed_dim": dim, "width": width, "depth": depth, "num_heads": 4}
+    encoder = SeriesEncoder(inputs=INPUTS, **sizes | options).eval()
     return SeriesModel("random", "random", encoder, published(RELEASES["btfm_v1"].normalisation))
 
 
@@ -189,7 +189,7 @@ def speed(side: int, times: int) -> None:
     for (name, (width, depth, dim)), part in zip(ENCODERS.items(), (side // 2, side // 4, 16), strict=True):
         cube = {layer: array[:, :part, :part].copy() for layer, array in cube.items()}
         images, pixels = observed(cube), part * part
-        options = {"hidden": 4096} if width == 512 else {}
+        options = {"hidden": 4096, "num_heads": 8} if width == 512 else {}  # as published
         model = model_of(width, depth, dim, bins=(DRAWN,), padding="repeat", days="raw", **options)  # as BTFM v1.0
         group = partial(embed, model, images, torch.device("cpu"), "")
         ours, theirs = alternated(group, partial(loop, model, cube, True), times)
@@ -236,8 +236,8 @@ def main(argv: list[str]) -> None:
     p.add_argument("--quick", action="store_true", help="smaller and once")
     args = p.parse_args(argv)
     torch.set_num_threads(1)
+    region(64 if args.quick else 256, 2 if args.quick else 4)  # first: the memory of the other would hide its own
     speed(48 if args.quick else 128, 1 if args.quick else 2)
-    region(64 if args.quick else 256, 2 if args.quick else 4)
 
 
 if __name__ == "__main__":
