@@ -1,7 +1,7 @@
 """Which bands of a dataset reach a model, in which order, unit and size, and how they are normalised.
 
-A released encoder says what it expects (``dinov2.models.zoo.release.Expects``); all else takes the dataset's bands in
-their order.
+A released encoder says what it expects (``dinov2.models.zoo.release.Expects``), one of fixed bands that was trained
+here takes those of its normalisation; all else takes the dataset's bands in their order.
 """
 
 from __future__ import annotations
@@ -131,21 +131,24 @@ def join_bands(model: Model, dataset: EvalDataset, missing: str) -> Join:
     """:func:`join` at the dataset's own size."""
     channels = available(dataset)
     names, size = tuple(map(str, channels)), dataset.size
-    if model.expects is None:
+    if not model.bands and not model.expects:
         norm, words = joined_normalisation(model, dataset)
         return Join(dataset.images, dataset.bands, size, norm, words, channels, names)
-    if not model.expects.bands:
+    if not model.bands:
         images, bands, channels = by_wavelength(model, dataset, channels, missing)
         words = "standardise (dataset)"
         return Join(images, bands, size, dataset.normalisation(), words, channels, tuple(map(str, channels)))
-    found = tuple(c for bands in model.expects.bands for c in stand_ins(bands, channels))
-    expected = tuple(f"{bands.sensor}/{name}" for bands in model.expects.bands for name in bands.names)
+    found = tuple(c for bands in model.bands for c in stand_ins(bands, channels))
+    expected = tuple(f"{bands.sensor}/{name}" for bands in model.bands for name in bands.names)
     check_missing(model, dataset, [e for e, c in zip(expected, found, strict=True) if c is None], expected, missing)
     used = [c for c in found if c]
-    norm, words = expected_normalisation(model.expects, found, dataset)
     images = list(dict.fromkeys(c.spec.key for c in used))
     check_unique(used, [c for c in channels if c.spec.key in images], dataset)
-    return Join(images, tuple(c.name for c in used), size, norm, words, found, expected, model.expects.scaling)
+    if model.expects:
+        (norm, words), scaling = expected_normalisation(model.expects, found, dataset), model.expects.scaling
+    else:
+        (norm, words), scaling = joined_normalisation(model, dataset), "standardise"
+    return Join(images, tuple(c.name for c in used), size, norm, words, found, expected, scaling)
 
 
 def sized(model: Model, dataset: EvalDataset, sizing: str | None, window: int | None = None) -> dict[str, Any]:

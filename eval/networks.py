@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
 from dinov2.models import state
-from dinov2.models.patch import fixed_bands
+from dinov2.models.patch import fixed_bands, fixed_count
 from dinov2.models.vit import VisionTransformer
-from dinov2.models.zoo.release import Expects
+from dinov2.models.zoo.release import Bands, Expects
 from dinov2.sensors import suggest
 
 LAST_BLOCKS = 4  # the linear grid pools up to so many (DINOv2)
@@ -168,6 +168,16 @@ class Model:
     def frames(self) -> int:
         """How many dates of a series it takes at once, as images ``[B, C, T, H, W]``."""
         return self.expects.frames if self.expects else 1
+
+    @property
+    def bands(self) -> tuple[Bands, ...]:
+        """The channels that it takes, sensor after sensor; empty: any."""
+        if self.expects:
+            return self.expects.bands
+        if fixed_count(getattr(self.network, "encoder", self.network)) is None or not self.normalisation:
+            return ()
+        known = self.normalisation  # its bands are in the order of the weights
+        return tuple(Bands(sensor, tuple(table), known.units[sensor]) for sensor, table in known.table.items())
 
     @property
     def native(self) -> int | None:

@@ -26,6 +26,11 @@ def fixed_bands(x: Tensor | dict[str, Tensor], in_chans: int) -> Tensor:
     return imgs if masks is None else imgs.masked_fill(masks.view(*masks.shape, *[1] * (imgs.ndim - 2)), 0.0)
 
 
+def fixed_count(encoder: nn.Module) -> int | None:
+    """How many fixed bands an encoder takes; None: any, told apart by their ids."""
+    return getattr(getattr(encoder, "patch_embed", encoder), "in_chans", None)
+
+
 def take(tokens: Tensor, keep: Tensor | None) -> Tensor:
     """Of tokens ``[B, L, D]`` those at indices ``keep [B, K]`` -> ``[B, K, D]``; None: all."""
     return tokens if keep is None else tokens[torch.arange(len(keep), device=keep.device)[:, None], keep]

@@ -19,6 +19,7 @@ from dinov2.data.stats import Normalisation
 from dinov2.data.stream import Stream
 from dinov2.env import expand
 from dinov2.models import timeseries
+from dinov2.models.patch import fixed_count
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Objective
 from dinov2.objectives.two_view import ROWS, TwoView
@@ -105,6 +106,29 @@ def check_terrain(model: DictConfig, shards: ShardSet, images: Sequence[str] | N
             raise ValueError(f"the shards hold {key}: set model.terrain=true, or leave it out with data.images")
 
 
+def normalisation_of(cfg: DictConfig, objective: Objective, shards: ShardSet) -> Normalisation:
+    """The shards' statistics; for an encoder of fixed bands just those of its views, in their order there.
+
+    ValueError where a band would be seen now in one place, now in another: several sensors, or not ``in_chans`` bands.
+    """
+    every, count = Normalisation.from_stats(shards.stats), fixed_count(objective.encoder)
+    if count is None:
+        return every
+    images = image_keys(shards, cfg.data.images)
+    used = [spec for key, specs in shards.images.items() if images is None or key in images for spec in specs]
+    bands = {spec.key: spec.bands for spec in used}
+    names = [name for found in bands.values() for name in found]
+    sensor, several = used[0].sensor, len({spec.sensor for spec in used}) > 1
+    if several or len(names) != count or any(spec.bands != bands[spec.key] for spec in used):
+        held = "; ".join(f"{spec.key} {', '.join(spec.bands)}" for spec in used)
+        raise ValueError(
+            f"model.in_chans={count}: an encoder of fixed bands takes all bands of one sensor, and the shards hold "
+            f"{held}; choose by data.images, or prepare them with --keep-bands"
+        )
+    known = every.table[sensor]
+    return Normalisation({sensor: {name: known[name] for name in names}}, {sensor: every.units[sensor]})
+
+
 def build_stream(
     cfg: DictConfig,
     objective: Objective,
@@ -175,7 +199,7 @@ def build(cfg: DictConfig) -> Parts:
         raise ValueError("data.shards names a set twice: " + ", ".join(folders))
     cache = Cache(expand(cfg.data.cache), int(cfg.data.cache_gib * 2**30)) if cfg.data.cache else None
     shards = ShardSet.open(folders, cache=cache)
-    normalisation = Normalisation.from_stats(shards.stats)
+    normalisation = normalisation_of(cfg, objective, shards)
     stream = build_stream(cfg, objective, shards, normalisation)
     stream.check_cache(distributed.local_world())
     optim = config.plain(cfg.optim)

@@ -17,12 +17,11 @@ from rich.table import Table
 
 from dinov2.data.shards import ShardSet
 from dinov2.data.shards.index import read_index
-from dinov2.data.stats import Normalisation
 from dinov2.env import expand
 from dinov2.models.layers import Block
 from dinov2.models.vit import VisionTransformer
 from dinov2.objectives.base import Objective
-from dinov2.train.build import build_objective, build_stream, check_batch
+from dinov2.train.build import build_objective, build_stream, check_batch, normalisation_of
 from dinov2.train.flops import patches, sample_flops
 
 NODE = 8  # GPUs of one machine
@@ -149,7 +148,7 @@ def print_plan(cfg: DictConfig, ranks: int) -> Plan:
     with torch.device("meta"):
         objective = build_objective(cfg)
     shards = ShardSet([read_index(expand(folder)) for folder in cfg.data.shards])
-    stream = build_stream(cfg, objective, shards, Normalisation.from_stats(shards.stats), (ranks - 1, ranks))
+    stream = build_stream(cfg, objective, shards, normalisation_of(cfg, objective, shards), (ranks - 1, ranks))
     stream.dataset.order.addresses(next(stream.positions(0)))  # the last rank's first batch has a place in the sets
     remedy = check_batch(cfg, objective, stream)
     found = plan(cfg, ranks, objective, len(shards), shards.bytes / len(shards))

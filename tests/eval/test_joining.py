@@ -8,6 +8,8 @@ from rich.console import Console
 
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.stats import Normalisation
+from dinov2.models import build_encoder
+from dinov2.models.export import save_export
 from dinov2.models.zoo import ZOO
 from dinov2.sensors import SENSORS
 from eval.bands import Channel, stand_ins
@@ -75,6 +77,20 @@ def test_bands_come_in_the_order_of_the_weights_with_the_published_statistics():
     mean, std = (np.array(v)[:, None, None] for v in (expects.mean, expects.std))
     np.testing.assert_allclose(view["imgs"], ((x - mean + 2 * std) / (4 * std)).clip(0, 1), atol=1e-5)
     assert view["chn_ids"][0].tolist() == SENSORS["sentinel2_l2a"].channel_ids(expects.bands[0].names)
+
+
+def test_an_encoder_of_fixed_bands_that_was_trained_here_receives_them_in_its_order(tmp_path):
+    encoder = build_encoder("vit_tiny", 4, 16, embed="conv", in_chans=3, depth=1, embed_dim=16, num_heads=2)
+    table = {"B08": [0.3, 0.1], "B02": [0.1, 0.05], "B04": [0.2, 0.1]}
+    norm = {"sentinel2_l2a": {"unit": "reflectance", "bands": table}}
+    save_export(tmp_path / "model_final.safetensors", encoder, normalisation=norm, info={})
+    data, wanted = dataset(optical()), [[0.3, 0.1], [0.1, 0.05], [0.2, 0.1]]
+    for model in (load_model(str(tmp_path)), load_model(f"random:{tmp_path}")):
+        mean, std = np.array(wanted).T[..., None, None]
+        x = physical(data)[:, [S2.index(name) for name in table]]
+        np.testing.assert_allclose(seen(model, data)["imgs"], (x - mean) / std, atol=1e-5)
+    with pytest.raises(ValueError, match="noise lacks sentinel2_l2a/B08 for model"):
+        join(model, dataset(optical(bands=("B02", "B03", "B04"))))
 
 
 def test_radar_power_becomes_decibels_in_the_order_of_the_weights():

@@ -9,7 +9,7 @@ import torch
 from dinov2.models import build_encoder
 from dinov2.models.export import load_export, save_export
 from dinov2.train import checkpoint
-from dinov2.train.build import build
+from dinov2.train.build import build, build_objective
 from dinov2.train.export import export_checkpoint
 from dinov2.train.trainer import train
 from tests import tiny
@@ -65,11 +65,11 @@ def test_released_weights_bring_the_mask_token(tmp_path, shards):
     cfg.model.update({"patch_size": 14, "image_size": 518, "arch": "vit_small", "embed": "conv", "in_chans": 3})
     cfg.model.update({"embed_dim": None, "depth": None, "num_heads": None})
     cfg.objective.update({"global_size": 28, "local_size": 14})
-    state = build(cfg).objective.encoder.state_dict()
+    state = build_objective(cfg).encoder.state_dict()
     token = torch.randn(1, 384)
     torch.save({**state, "mask_token": token}, tmp_path / "released.pth")
     cfg.model.weights = f"dinov2_vits14@{tmp_path}/released.pth"
-    assert torch.equal(build(cfg).objective.mask_token, token)
+    assert torch.equal(build_objective(cfg).mask_token, token)
 
 
 def test_heads_warm_up_behind_a_frozen_backbone(run, tmp_path, shards):

@@ -17,6 +17,7 @@ from dinov2 import distributed
 from dinov2.data.sample import ImageSpec, Sample
 from dinov2.data.shards import write_shards
 from dinov2.models.export import load_export
+from dinov2.sensors import SENSORS
 from dinov2.train import checkpoint, trainer
 from dinov2.train.build import build
 from dinov2.train.checkpoint import Saver
@@ -144,6 +145,22 @@ def test_elevation_needs_its_codes(tmp_path):
     write_shards((Sample(f"d{i}", {spec.key: x}, {spec.key: spec}) for i, x in enumerate(pixels)), tmp_path / "dem")
     with pytest.raises(ValueError, match="the shards hold dem-10m: set model.terrain=true"):
         train(tiny.config(tmp_path, "simclr", tmp_path / "dem"), tmp_path / "run")
+
+
+def test_an_encoder_of_fixed_bands_sees_them_in_their_places_and_tells_their_order(tmp_path):
+    cfg = tiny.config(tmp_path, "mae", tiny.shards(tmp_path / "shards"))
+    cfg.model.update({"embed": "conv", "in_chans": 6})
+    with pytest.raises(ValueError, match="all bands of one sensor, and the shards hold sentinel1_rtc-10m VV, VH; sen"):
+        build(cfg)
+    cfg.data.images = ["sentinel2_l2a"]
+    parts = build(cfg)
+    names = ["B02", "B03", "B04", "B08", "B05", "B11"]
+    assert {sensor: list(bands) for sensor, bands in parts.normalisation.table.items()} == {"sentinel2_l2a": names}
+    ids = next(parts.stream.batches()).views["image"].chn_ids
+    assert {tuple(row) for row in ids.tolist()} == {tuple(SENSORS["sentinel2_l2a"].channel_ids(names))}
+    cfg.model.in_chans = 4
+    with pytest.raises(ValueError, match="in_chans=4: .*choose by data.images, or prepare them with --keep-bands"):
+        build(cfg)
 
 
 def other_options_on_rank_1(folder: str, shard_set: str) -> str:
