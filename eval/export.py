@@ -24,7 +24,7 @@ from torch import nn  # noqa: E402
 
 from dinov2 import cli, env  # noqa: E402
 from dinov2.models import fold_encoder  # noqa: E402
-from dinov2.models.export import load_export, save_pretrained  # noqa: E402
+from dinov2.models.export import CONFIG, FORMAT, WEIGHTS, load_export, save_pretrained  # noqa: E402
 from dinov2.models.patch import ConvPatchEmbed  # noqa: E402
 from dinov2.models.vit import VisionTransformer  # noqa: E402
 from dinov2.models.zoo import ZOO  # noqa: E402
@@ -33,10 +33,11 @@ from dinov2.train import checkpoint  # noqa: E402
 from dinov2.train.export import info_of, read_encoder  # noqa: E402
 from eval.encoders import home_of, load_model, model_file, name_of  # noqa: E402
 from eval.graphs import GRAPHS, TOLERANCE, difference, example, trace  # noqa: E402
-from eval.model_card import write_card  # noqa: E402
+from eval.model_card import CARD, write_card  # noqa: E402
 from eval.released import is_released, released_parts  # noqa: E402
 from eval.results import Row  # noqa: E402
 
+ONNX_LIMIT = 2**31  # bytes, protobuf's
 FORMATS = ("safetensors", *GRAPHS)
 
 
@@ -78,6 +79,27 @@ def measured(obj: str, folders: list[Path]) -> list[Row]:
     return [json.loads(line) for file in files if file.is_file() for line in file.read_text().splitlines()]
 
 
+def make_room(folder: Path) -> None:
+    """Remove the graphs of an earlier export, whose weights will go; ValueError where anybody's files would be lost."""
+    config, files = folder / CONFIG, [WEIGHTS, CONFIG, CARD]
+    taken = next((name for name in files if (folder / name).exists()), None)
+    if taken and not (config.is_file() and json.loads(config.read_text()).get("format") == FORMAT):
+        raise ValueError(f"--output {folder} has a {taken} that no export wrote and this one would replace")
+    for name, _, _ in GRAPHS.values():
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_graphs(encoder: VisionTransformer, args: argparse.Namespace) -> None:
+    """ValueError for graphs that cannot be."""
+    if args.size is not None and (args.size < 1 or args.size % encoder.patch_size):
+        raise ValueError(f"--size {args.size}: it must be a multiple of the patch size {encoder.patch_size}")
+    weight = sum(x.nbytes for x in encoder.state_dict().values())
+    if "onnx" in args.format and weight > ONNX_LIMIT:
+        raise ValueError(
+            f"--format onnx holds up to 2 GiB, the weights are {weight / 2**30:.1f} GiB: take torch_export"
+        )
+
+
 def write_graphs(encoder: VisionTransformer, channels: list[int], args: argparse.Namespace, about: dict) -> None:
     """Each graph of ``--format``, compared with the encoder; ValueError where they differ."""
     size = args.size or encoder.config["img_size"]
@@ -117,19 +139,26 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise ValueError(f"--format {unknown!r} is not one of {', '.join(FORMATS)}")
     encoder, normalisation, info = source(args.model_obj)
-    wants = args.folded or any(kind in GRAPHS for kind in args.format)
+    graphs = any(kind in GRAPHS for kind in args.format)
+    wants = args.folded or graphs
+    if (args.sensors and not wants) or (args.size is not None and not graphs):
+        raise ValueError("--sensors is for --folded and graphs, --size for graphs: --format names none")
     if wants and "embed" not in cast(VisionTransformer, encoder).config:
         raise ValueError(f"--model-obj {args.model_obj} has no patch embedding of ours: safetensors is its only format")
     image_encoder = cast(VisionTransformer, encoder)
     channels = channels_of(image_encoder, args.sensors or list(normalisation)) if wants else []
     if args.folded:
         encoder = image_encoder = fold_encoder(image_encoder, channels)
+    if graphs:
+        check_graphs(image_encoder, args)
+    rows = measured(args.model_obj, args.results)
+    make_room(args.output)
     save_pretrained(args.output, encoder, normalisation=normalisation, info=info)
     if wants:
         about = {"normalisation": normalisation, "channels": channels, "encoder": image_encoder.config}
         write_graphs(image_encoder, channels, args, about)
     licence = args.licence or info.get("licence", "unknown")
-    write_card(args.output, name_of(args.model_obj), licence, measured(args.model_obj, args.results))
+    write_card(args.output, name_of(args.model_obj), licence, rows)
     print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))}")
 
 

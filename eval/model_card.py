@@ -17,8 +17,11 @@ from eval.report import TEMPLATES
 from eval.results import Row, markdown
 
 
+CARD = "README.md"
+
+
 def write_card(folder: Path, name: str, licence: str, rows: Sequence[Row]) -> Path:
-    """``README.md`` of a folder that :func:`dinov2.models.export.save_pretrained` wrote."""
+    """``CARD`` of a folder that :func:`dinov2.models.export.save_pretrained` wrote."""
     told = json.loads((folder / CONFIG).read_text())
     config = told["info"].get("config")
     tensors = from_pretrained(folder).state_dict().values()
@@ -37,7 +40,7 @@ def write_card(folder: Path, name: str, licence: str, rows: Sequence[Row]) -> Pa
         sensors=SENSORS,
         results=markdown(rows) if rows else "",
     )
-    path = folder / "README.md"
+    path = folder / CARD
     write_atomic(path, page)
     return path
 

@@ -146,6 +146,21 @@ def test_encoders_of_series_are_weights_only(tmp_path):
         exported(tmp_path, tmp_path / "graph", "--format", "torch_export")
 
 
+def test_what_an_export_replaces(finished, tmp_path, monkeypatch):
+    """Graphs of other weights go; files that no export wrote stay."""
+    output = exported(finished, tmp_path / "hub", "--folded", "--format", "torch_export")
+    assert (output / "model.pt2").is_file()
+    assert not (exported(finished, output) / "model.pt2").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    with pytest.raises(ValueError, match="mine has a README.md that no export wrote and this one would replace"):
+        exported(finished, tmp_path / "mine")
+    assert [p.read_text() for p in (tmp_path / "mine").iterdir()] == ["mine"]
+    monkeypatch.setattr(export, "ONNX_LIMIT", 2**10)
+    with pytest.raises(ValueError, match="--format onnx holds up to 2 GiB, the weights are 0.0 GiB: take torch_export"):
+        exported(finished, tmp_path / "large", "--format", "onnx")
+
+
 def test_graph_of_fixed_bands(tmp_path):
     encoder = build_encoder("vit_tiny", 4, 8, embed="conv", in_chans=5, depth=1, embed_dim=16, num_heads=2)
     save_export(tmp_path / "model_final.safetensors", encoder, normalisation={}, info={})
@@ -163,10 +178,15 @@ def test_graph_of_fixed_bands(tmp_path):
         (["--format", "tflite"], "--format 'tflite' is not one of safetensors, torch_export, onnx"),
         (["--results", "nowhere"], "--results: there is no nowhere/results.jsonl"),
         (["--folded", "--sensors", "sentinel9"], "unknown sensor 'sentinel9'"),
+        (["--sensors", "sentinel2_l2a"], "--sensors is for --folded and graphs"),
+        (["--folded", "--size", "16"], "--size for graphs"),
+        (["--format", "torch_export", "--size", "0"], "--size 0: it must be a multiple of the patch size 4"),
+        (["--format", "torch_export", "--size", "18"], "--size 18: it must be a multiple of the patch size 4"),
     ],
 )
 def test_mistakes(finished, tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
         exported(finished, tmp_path / "hub", *words)
+    assert not (tmp_path / "hub").exists()  # nothing is half done
     with pytest.raises(ValueError, match="the architecture of dofa is its publisher's"):
         exported("dofa@random?depth=1", tmp_path / "hub")
