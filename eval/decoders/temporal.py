@@ -102,7 +102,9 @@ class LTAENeck(nn.Module):
     def forward(
         self, features: Sequence[Tensor], dates: Tensor | None = None, padding: Tensor | None = None
     ) -> list[Tensor]:
-        """``[B, T, D_i, h, w]`` per level -> ``[B, C', h, w]`` per level; see LTAE."""
+        """``[B, T, D_i, h, w]`` per level -> ``[B, C', h, w]`` per level; see LTAE. ValueError for NaN dates."""
+        if dates is not None and (dates.isnan() if padding is None else dates.isnan() & ~padding).any():
+            raise ValueError("ltae needs the dates of a series: give them (maps: --dates), or train with neck=linear")
         frames = (conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for conv, x in zip(self.adapt, features, strict=True))
         return [self.ltae(x, dates, padding) for x in frames]
 

@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,10 @@ def test_dates_are_needed_by_what_uses_them():
     options = Options(decoder="linear", neck="ltae", neck_options={"heads": 4}, epochs=1)
     with pytest.raises(ValueError, match="task.neck=ltae needs dates, but sample 's0-0.*' of blocks has none"):
         decoder(trial_of(data), Store(1 << 30), EVERYTHING, options)
+    store = Store(1 << 30)  # features that a neck without dates has left
+    decoder(trial_of(data), store, EVERYTHING, replace(options, neck="linear", neck_options=None))
+    with pytest.raises(ValueError, match="ltae needs the dates of a series"):
+        decoder(trial_of(data), store, EVERYTHING, options)
 
 
 def test_shares_and_moments_of_the_chosen_maps_by_hand():
