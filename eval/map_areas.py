@@ -52,6 +52,8 @@ def areas(argv: list[str]) -> int:
                 names, counts, confusion = found, torch.zeros(len(found), 2), torch.zeros(len(found), len(found))
             for seen, hits in measured(raster, names, args.reference, args.column):
                 counts, confusion = counts + seen, confusion + hits
+    if args.reference and not confusion.any():
+        raise ValueError(f"no polygon of {args.reference} holds the centre of a pixel that has a class in the maps")
     write_table(args.output, names, counts, confusion if args.reference else None)
     print(args.output.read_text(), end="")
     return 0

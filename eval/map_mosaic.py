@@ -31,7 +31,9 @@ def mosaic(argv: list[str]) -> int:
     p.add_argument("--input", nargs="+", required=True, help="maps, globs; the first ones lie on top")
     p.add_argument("--output", type=Path, required=True, help="the mosaic")
     args = p.parse_args(argv)
-    paths = named(args.input)
+    paths = [path for path in named(args.input) if path.resolve() != args.output.resolve()]  # a former mosaic
+    if not paths:
+        raise ValueError(f"--input names no map beside --output {args.output}")
     with ExitStack() as stack:
         maps = [stack.enter_context(rasterio.open(path)) for path in paths]
         tags = alike(maps)

@@ -21,6 +21,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Sequence
+from datetime import date
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
@@ -32,6 +33,7 @@ import torch  # noqa: E402
 
 from data_prep.parallel import each  # noqa: E402
 from dinov2 import cli, distributed, env  # noqa: E402
+from dinov2.config import fingerprint  # noqa: E402
 from eval.finetuned import finetuned, is_finetuned  # noqa: E402
 from eval.map_areas import areas  # noqa: E402
 from eval.map_mosaic import mosaic  # noqa: E402
@@ -40,7 +42,7 @@ from eval.scene_layers import Extras  # noqa: E402
 from eval.scene_maps import SUFFIXES, Job, cell_of, make  # noqa: E402
 from eval.scenes import Given  # noqa: E402
 from eval.series.precision import STORAGE  # noqa: E402
-from eval.trained import Trained, load_trained, only_file  # noqa: E402
+from eval.trained import Trained, join_to_dict, load_trained, only_file  # noqa: E402
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg")
 
@@ -49,8 +51,9 @@ def rasters(inputs: Sequence[str]) -> list[Path]:
     """The files that files, folders and globs name, but for maps; ValueError where two would get the same map."""
     found: list[Path] = []
     for text in inputs:
-        here = sorted(Path(text).iterdir()) if Path(text).is_dir() else map(Path, sorted(glob(text)) or [text])
-        some = [p for p in here if not Path(text).is_dir() or p.suffix.lower() in RASTERS]
+        folder = Path(text).is_dir()
+        here = sorted(Path(text).glob("[!.]*")) if folder else map(Path, sorted(glob(text)) or [text])
+        some = [p for p in here if not folder or p.suffix.lower() in RASTERS]
         some = [p for p in some if len(some) == 1 or not p.stem.endswith(SUFFIXES)]
         if not some:
             raise ValueError(f"--input {text} holds no raster ({', '.join(RASTERS)})")
@@ -97,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def job_of(argv: tuple[str, ...]) -> Job:
     """The command line as a job, made once per process; ValueError for options that cannot be."""
     args = parser().parse_args(argv)
-    device = torch.device(args.device) if args.device else distributed.device()
+    device = device_of(args.device) if args.device else distributed.device()
     trained, digest = load(args, device)
     joined, side = trained.joined, trained.side
     tile = args.tile or (side if joined.size else joined.window or side)  # as much ground as in training
@@ -111,9 +114,23 @@ def job_of(argv: tuple[str, ...]) -> Job:
             f"--tile {tile} --overlap {overlap}: tiles must be whole cells of {cell}, one of them not shared"
         )
     bands = tuple(filter(None, re.split(r"[\s,\[\]]+", " ".join(args.bands)))) if args.bands else None
+    for text in args.dates:
+        try:
+            date.fromisoformat(text[:10])
+        except ValueError as error:
+            raise ValueError(f"--dates {text}: write dates as 2021-05-01 ({error})") from error
     given = Given(bands, args.unit, args.scale, args.offset, args.nodata, tuple(args.dates))
     extras = Extras(args.confidence, args.probabilities, args.precision)
     return Job(trained, digest, given, tile, overlap, cell, args.batch, extras, args.output, device)
+
+
+def device_of(text: str) -> torch.device:
+    """The device of ``--device``; ValueError for one that is not here."""
+    kind, _, number = text.partition(":")
+    count = torch.cuda.device_count()
+    if text != "cpu" and not (kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < count):
+        raise ValueError(f"--device {text}: here are {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}")
+    return torch.device(text)
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[Trained, str]:
@@ -122,7 +139,7 @@ def load(args: argparse.Namespace, device: torch.device) -> tuple[Trained, str]:
         if not args.sensor or args.confidence or args.probabilities:
             raise ValueError("--features takes --sensor and neither --confidence nor --probabilities")
         trained = encoder_on(args.model_obj, args.sensor, args.statistics, device)
-        return trained, trained.model.digest
+        return trained, fingerprint([trained.model.digest, join_to_dict(trained.joined)])  # bands, statistics
     if args.sensor or args.statistics or args.precision != "float32":
         raise ValueError("--sensor, --statistics and --precision go with --features")
     if is_finetuned(args.model_obj):

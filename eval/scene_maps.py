@@ -70,7 +70,7 @@ class Job:
         how = f"{self.given} tile {self.tile} overlap {self.overlap} {self.extras}"
         tags = {"model_digest": self.digest, "source": source, "prediction": how, "software": f"eo-ssl {__version__}"}
         if self.trained.kind != "segmentation":
-            return tags | {"unit": self.trained.unit}
+            return tags | ({"unit": self.trained.unit} if self.trained.unit else {})  # files keep no empty tags
         return tags | class_tags(self.trained.classes, palette(len(self.trained.classes)))
 
 
@@ -170,10 +170,13 @@ def finish(job: Job, path: Path) -> None:
 def make(job: Job, path: Path) -> bool:
     """The map of a file and what lies beside it; False where the same map was there."""
     target = job.target(path)
+    files, tags = [layer.path for layer in layers(job.trained, job.out / path.stem, job.extras)], job.tags(path).items()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a raster without a place gives a map without one
-        there = target.is_file() and tags_of(target).items() >= job.tags(path).items()
+        there = all(file.is_file() and tags_of(file).items() >= tags for file in files)
         if not there:
+            beside = "embedding_scale" if job.trained.kind == EMBEDS else "prob"
+            target.with_name(f"{path.stem}_{beside}.tif").unlink(missing_ok=True)  # of a former map
             write_map(job, path)
         finish(job, path)
     return not there

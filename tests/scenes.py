@@ -25,6 +25,7 @@ MODELS = {
     "vit": (VIT, {}, {}),
     "values": ("pixelstats", {}, {"kind": "regression"}),
     "dates": ("pixelstats", {"neck": "linear"}, {"frames": 3}),
+    "attention": (VIT, {"neck": "ltae"}, {"frames": 3}),
     "resized": (VIT, {}, {"size": (24, 24)}),
     "labels": (VIT, {"decoder": "linear_classifier"}, {"kind": "multilabel", "dense": False}),
 }

@@ -60,6 +60,17 @@ def test_parts_on_one_grid_become_the_whole(tmp_path):
     assert (tmp_path / "m.png").is_file()
 
 
+def test_a_mosaic_among_its_maps_is_made_anew(tmp_path):
+    command = ["mosaic", "--input", str(tmp_path / "*_pred.tif"), "--output", str(tmp_path / "all_pred.tif")]
+    for turn in (region(), 1 - region().clip(0, 1)):
+        part(tmp_path / "b_pred.tif", turn, 0, 0, 60, 80)
+        assert main(command) == 0
+        np.testing.assert_array_equal(read(tmp_path / "all_pred.tif")[0], turn)
+    (tmp_path / "b_pred.tif").unlink()
+    with pytest.raises(ValueError, match="--input names no map beside --output"):
+        main(command)
+
+
 def test_where_maps_overlap_the_first_counts_and_another_reference_system_is_brought_along(tmp_path):
     whole = region(100, 100)
     first = part(tmp_path / "first.tif", whole * 0, 0, 0, 20, 100)
@@ -144,6 +155,13 @@ def test_mistakes_are_one_sentence(tmp_path):
         main(["areas", "--input", str(bare), *out])
     with pytest.raises(ValueError, match="--reference and --column go together"):
         main(["areas", "--input", str(bare), *out, "--reference", "x.gpkg"])
+    placed, far = write(tmp_path / "a_pred.tif", region()), shapely.box(0, 0, 9, 9)
+    pyogrio.raw.write(
+        tmp_path / "far.gpkg", shapely.to_wkb(np.array([far], object)), [np.array(["water"], object)], ["crop"],
+        geometry_type="Polygon", crs="EPSG:32633",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no polygon of .*far.gpkg holds the centre of a pixel that has a class"):
+        main(["areas", "--input", str(placed), *out, "--reference", str(tmp_path / "far.gpkg"), "--column", "crop"])
     image = write(tmp_path / "image.tif", region(), names=())
     with pytest.raises(ValueError, match="image.tif is no map of the classes that eval/predict.py makes"):
         main(["areas", "--input", str(image), *out])

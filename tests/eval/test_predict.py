@@ -199,6 +199,23 @@ def test_a_stack_of_dates(cells, tmp_path):
     assert run(cell, tmp_path / "eighteen.tif", tmp_path / "bad", *days) == 1
 
 
+def test_a_neck_that_attends_to_dates_is_told_them(cells, tmp_path, capsys):
+    path, cell = write(tmp_path / "nine.tif", image(20, 20, frames=3)), cells("attention")
+    assert run(cell, path, tmp_path / "out") == 1
+    assert "ltae needs the dates of a series: give them (maps: --dates)" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    assert (predicted(cell, path, tmp_path / "out", "--dates", "2020-01-01", "2020-02-01", "2020-03-01") >= 0).all()
+
+
+def test_a_map_is_kept_with_all_that_was_asked_for_and_nothing_of_another(cells, tmp_path, capsys):
+    path, out, beside = write(tmp_path / "a.tif", image(20, 20)), tmp_path / "out", tmp_path / "out" / "a_prob.tif"
+    for wanted in ("done", "kept"):
+        assert run(cells("pixels"), path, out, "--probabilities") == 0 and wanted in capsys.readouterr().out
+    beside.unlink()
+    assert run(cells("pixels"), path, out, "--probabilities") == 0 and beside.is_file()
+    assert run(cells("unet"), path, out) == 0 and not beside.exists()  # it was the other model's
+
+
 def test_files_that_fail_are_listed_and_the_others_are_kept(cells, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -211,6 +228,7 @@ def test_files_that_fail_are_listed_and_the_others_are_kept(cells, tmp_path, cap
     write(folder / "waves.tif", image(30, 30).astype(np.complex64))
     (folder / "cut.tif").write_bytes((folder / "good.tif").read_bytes()[:900])
     (folder / "note.txt").write_text("no raster")
+    (folder / "._good.tif").write_bytes(b"what macOS leaves on other disks")
     assert run(cells("pixels"), folder, out) == 1
     said = capsys.readouterr()
     assert "good.tif: done" in said.out
@@ -234,6 +252,9 @@ def test_files_that_fail_are_listed_and_the_others_are_kept(cells, tmp_path, cap
         ("values", ("--probabilities",), "predicts values, which have none"),
         ("pixels", ("--tile", "16", "--overlap", "16"), "0 <= overlap < tile"),
         ("vit", ("--tile", "18"), "--tile 18 --overlap 4: tiles must be whole cells of 4"),
+        ("pixels", ("--device", "cuda:99"), "--device cuda:99: here are cpu"),
+        ("pixels", ("--device", "tpu"), "--device tpu: here are cpu"),
+        ("dates", ("--dates", "2020-01-01", "2020-13-01"), "--dates 2020-13-01: write dates as 2021-05-01"),
     ],
 )
 def test_options_that_cannot_be(cells, model, options, message, tmp_path):

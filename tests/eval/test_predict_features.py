@@ -76,6 +76,16 @@ def test_a_map_of_what_needs_no_context_does_not_depend_on_tiles(tmp_path):
     assert maps[0].shape == (3, 70, 50)
 
 
+def test_maps_are_kept_until_the_bands_or_statistics_change(encoder, tmp_path, capsys):
+    path = write(tmp_path / "a.tif", image(32, 32), ("B02", "B03", "B04"))
+    for sensor, word in (("sentinel2_l2a", "done"), ("sentinel2_l2a", "kept"), ("sentinel2_l2a:B02,B03", "done")):
+        assert embed(encoder, path, tmp_path, sensor=sensor) == 0
+        assert f"a.tif: {word}" in capsys.readouterr().out
+    fresh = tmp_path / "fresh"
+    assert embed(encoder, path, fresh, sensor=sensor) == 0
+    np.testing.assert_array_equal(read(tmp_path / "a_embedding.tif"), read(fresh / "a_embedding.tif"))
+
+
 def shards(folder):
     """A set whose statistics are of three bands."""
     samples = (Sample(f"s{i}", {SPEC.key: image(16, 16) + i}, {SPEC.key: SPEC}) for i in range(3))
