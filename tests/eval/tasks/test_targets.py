@@ -1,5 +1,4 @@
 import dataclasses
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_dates_are_needed_by_what_uses_them():
     with pytest.raises(ValueError, match="task.neck=ltae needs dates, but sample 's0-0.*' of blocks has none"):
         decoder(trial_of(data), Store(1 << 30), EVERYTHING, options)
     store = Store(1 << 30)  # features that a neck without dates has left
-    decoder(trial_of(data), store, EVERYTHING, replace(options, neck="linear", neck_options=None))
+    decoder(trial_of(data), store, EVERYTHING, dataclasses.replace(options, neck="linear", neck_options=None))
     with pytest.raises(ValueError, match="ltae needs the dates of a series"):
         decoder(trial_of(data), store, EVERYTHING, options)
 
