@@ -64,13 +64,13 @@ def embed_region(argv: list[str]) -> int:
         raise ValueError(f"--dims {dims}: {model.name} has {model.encoder.embed_dim} dimensions")
     job = Job(args.model_obj, model.digest, args.precision, args.compute, args.batch_pixels, dims, args.output)
     failed = [r for r in embed_tiles(job, folders, devices_of(args.devices)) if r.error]
+    for result in failed:
+        print(f"FAILED {result.tile.name}: {result.error}", file=sys.stderr)
     done = [folder for folder in folders if job.done(folder)]
     if done:
         path = args.output / MAP
         assemble(job, done, path, model.name)
         print(f"{path}: {len(done)} of {len(folders)} tiles; {accuracy(job, done)}")
-    for result in failed:
-        print(f"FAILED {result.tile.name}: {result.error}", file=sys.stderr)
     return 1 if failed else 0
 
 

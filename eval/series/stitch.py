@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.io import DatasetReader
 
 from dinov2.data.series_tiles import load
 from eval.series.mosaic import Grid, Piece, embedding_names, write_cog
@@ -26,7 +27,7 @@ def stitch(argv: list[str]) -> int:
     if args.downsample < 1:
         raise ValueError(f"--downsample {args.downsample} must be at least 1")
     with rasterio.open(args.reference) as raster:
-        grid = Grid(raster.crs.to_string(), raster.transform, raster.height, raster.width)
+        grid = Grid(system(raster), raster.transform, raster.height, raster.width)
     found = sorted(path for path in args.input.glob("*.npy") if not path.stem.endswith("_scales"))
     if not found:
         raise ValueError(f"{args.input} holds no <tile>.npy")
@@ -45,6 +46,13 @@ def stitch(argv: list[str]) -> int:
     return 0
 
 
+def system(raster: DatasetReader) -> str:
+    """The reference system; ValueError where there is none."""
+    if raster.crs is None:
+        raise ValueError(f"{raster.name} has no reference system: give it one (gdal_edit.py -a_srs)")
+    return raster.crs.to_string()
+
+
 def piece(path: Path, tiles: Path, grid: Grid) -> Piece:
     """One representation; ValueError where its tile is absent, of another size or not on the grid."""
     place = tiles / path.stem / "roi.tiff"
@@ -54,7 +62,7 @@ def piece(path: Path, tiles: Path, grid: Grid) -> Piece:
     with rasterio.open(place) as raster:
         if array.ndim != 3 or array.shape[:2] != raster.shape:
             raise ValueError(f"{path} has shape {array.shape}, its tile {raster.shape} pixels")
-        row, column = grid.place(raster.transform, raster.crs.to_string(), str(place))
+        row, column = grid.place(raster.transform, system(raster), str(place))
     scales = load(beside) if beside.is_file() else None
     if scales is None and array.dtype == np.int8:
         raise ValueError(f"{path} holds codes, and {beside.name} is missing")

@@ -15,6 +15,7 @@ import pyogrio
 import rasterio.warp
 import shapely
 import torch
+from pyogrio.errors import DataSourceError
 
 from dinov2.data.sample import Sample
 from dinov2.data.series import Observed, observe
@@ -44,8 +45,14 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray, str, pa.Table]:
             raise ValueError(
                 f"{path} has the columns {', '.join(table.column_names)}; points need lon and lat (EPSG:4326)"
             )
-        return table["lon"].to_numpy(), table["lat"].to_numpy(), "EPSG:4326", table
-    meta, table = pyogrio.read_arrow(path)
+        lon, lat = (table[name].to_numpy() for name in ("lon", "lat"))
+        if not len(lon) or not all(v.dtype.kind in "iuf" and np.isfinite(v).all() for v in (lon, lat)):
+            raise ValueError(f"{path}: every row needs a number as lon and as lat, and there must be one")
+        return lon, lat, "EPSG:4326", table
+    try:
+        meta, table = pyogrio.read_arrow(path)
+    except DataSourceError as error:
+        raise ValueError(f"{path} cannot be read ({error}); give points as csv, gpkg, geojson or shp") from error
     places = shapely.from_wkb(table[meta["geometry_name"] or "wkb_geometry"].to_numpy(zero_copy_only=False))
     if not len(places) or (shapely.get_type_id(places) != shapely.GeometryType.POINT).any():
         raise ValueError(f"{path} should hold points only; it holds {len(places)} features")
@@ -68,6 +75,8 @@ def points(argv: list[str]) -> int:
     args = p.parse_args(argv)
     x, y, crs, others = read_points(args.points)
     with EmbeddingMap(args.input) as source:
+        if source.file.crs is None:
+            raise ValueError(f"{args.input} has no reference system: where the points lie in it is unknown")
         x, y = (np.array(v) for v in rasterio.warp.transform(crs, source.file.crs, x, y))
         features = source.at(list(zip(x, y, strict=True)))
     seen = ~np.isnan(features[:, 0])

@@ -339,6 +339,26 @@ def test_points_have_the_embedding_of_their_pixel(whole, tmp_path):
     assert np.array_equal(found, image[:, [60, 3], [40, 3]].T)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_points_and_grids_that_cannot_be_are_one_sentence(world, whole, tmp_path):
+    points, out = tmp_path / "p.csv", ["--output", str(tmp_path / "out")]
+    for rows in ("", "here,52.0\n", "15.0,\n15.0,52.0\n"):
+        points.write_text("lon,lat\n" + rows)
+        with pytest.raises(ValueError, match="p.csv: every row needs a number as lon and as lat"):
+            embed.main(["points", "--input", str(whole), "--points", str(points), *out])
+    with pytest.raises(ValueError, match="none.gpkg cannot be read .*; give points as csv, gpkg"):
+        embed.main(["points", "--input", str(whole), "--points", str(tmp_path / "none.gpkg"), *out])
+    bare = tmp_path / "bare.tif"
+    with rasterio.open(bare, "w", driver="GTiff", count=1, height=4, width=4, dtype="float32") as file:
+        file.write(np.zeros((1, 4, 4), np.float32))
+    points.write_text("lon,lat\n15.0,52.0\n")
+    with pytest.raises(ValueError, match="bare.tif has no reference system: where the points lie"):
+        embed.main(["points", "--input", str(bare), "--points", str(points), *out])
+    words = ["--input", str(tmp_path), "--tiles", str(world / "tiles50"), "--reference", str(bare)]
+    with pytest.raises(ValueError, match="bare.tif has no reference system: give it one"):
+        embed.main(["stitch", *words, *out])
+
+
 def test_the_quicklook_has_three_bands_of_the_maps_grid(whole, tmp_path):
     assert embed.main(["quicklook", "--input", str(whole), "--output", str(tmp_path / "look.tif")]) == 0
     with rasterio.open(tmp_path / "look.tif") as look, rasterio.open(whole) as file:
