@@ -16,7 +16,6 @@ from dinov2.sensors import SENSORS
 from eval.report import TEMPLATES
 from eval.results import Row, markdown
 
-
 CARD = "README.md"
 
 

@@ -2,12 +2,13 @@
 
 The file's header (readable without the weights) carries, as JSON: the encoder's architecture, the normalisation of its
 training data, and ``info``: sensors, training config, step, whatever else the writer wants to keep with it; and the
-digest of the tensors. A folder in the Hugging Face layout holds the same twice, as ``model.safetensors`` and, for those
-who read no header, as ``config.json``.
+digests of the tensors and of all this. A folder in the Hugging Face layout holds the same twice, as
+``model.safetensors`` and, for those who read no header, as ``config.json``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from functools import partial
@@ -35,6 +36,7 @@ def save_export(path: str | Path, encoder: nn.Module, *, normalisation: dict[str
     metadata = {"format": FORMAT, "digest": sorted_digest(tensors)}
     for name, value in zip(DESCRIBED, (encoder.config, normalisation, info), strict=True):
         metadata[name] = json.dumps(value)
+    metadata["described"] = header_digest(metadata)
     temporary = Path(f"{path}.tmp{os.getpid()}")
     try:
         temporary.touch()
@@ -53,11 +55,18 @@ def sorted_digest(state: State) -> str:
     return digest(dict(sorted(state.items())))
 
 
+def header_digest(metadata: dict[str, str]) -> str:
+    """sha256 of what a header tells: other statistics or channels would change results as other weights do."""
+    return hashlib.sha256("\n".join(metadata[name] for name in DESCRIBED).encode()).hexdigest()
+
+
 def read_export_info(path: str | Path) -> dict[str, Any]:
     """``{"encoder": ..., "normalisation": ..., "info": ...}`` from the header, without reading weights."""
     metadata = read_header(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no exported encoder: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("described", (found := header_digest(metadata))) != found:  # older exports have none
+        raise ValueError(f"{path} is damaged or was changed: its header is not what it was written with")
     return {name: json.loads(metadata[name]) for name in DESCRIBED}
 
 

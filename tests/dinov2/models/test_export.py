@@ -112,6 +112,14 @@ def test_one_changed_bit_is_refused(encoder, path, tmp_path) -> None:
         from_pretrained(tmp_path / "hub")
 
 
+def test_one_changed_letter_of_the_header_is_refused(path) -> None:
+    told = path.read_bytes()
+    path.write_bytes(told.replace(b"reflectance", b"refIectance", 1))
+    assert path.read_bytes() != told
+    with pytest.raises(ValueError, match="e.safetensors is damaged or was changed: its header is not what it was"):
+        read_export_info(path)
+
+
 def test_folder_in_the_hugging_face_layout(encoder, tmp_path) -> None:
     save_pretrained(tmp_path / "hub", encoder, normalisation=NORMALISATION, info=INFO)
     weights = tmp_path / "hub/model.safetensors"
