@@ -69,7 +69,7 @@ def measured(
     for window in windows(Grid(crs or "", raster.transform, raster.height, raster.width)):
         classes = raster.read(1, window=window)
         rows = np.broadcast_to(hectares[window.row_off :][: window.height, None], classes.shape)
-        seen = classes >= 0
+        seen = raster.read_masks(1, window=window) > 0
         both = [np.bincount(classes[seen], w, minlength=len(names)) for w in (None, rows[seen])]
         hits = torch.zeros(len(names), len(names))
         if reference and column:

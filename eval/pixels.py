@@ -27,7 +27,8 @@ import pyarrow.csv  # noqa: E402
 
 from dinov2 import cli  # noqa: E402
 from dinov2.files import write_atomic  # noqa: E402
-from eval.geotiff import FLOATS, Storage, cog  # noqa: E402
+from eval.geotiff import FLOATS, Storage, class_tags, cog, write_legend, write_picture  # noqa: E402
+from eval.maps import palette  # noqa: E402
 from eval.series.learners import LEARNERS, SCORES, Data, fewer, fitted, read_table, split  # noqa: E402
 from eval.series.mosaic import EmbeddingMap  # noqa: E402
 
@@ -80,7 +81,8 @@ def map_of(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.input} has {file.count} dimensions, {args.features[0]} has {width}")
         storage = Storage("uint8", NODATA, 2) if classes else FLOATS
         tags = {"label": args.label, "learner": args.learner, "digest": file.tags().get("model_digest", "")}
-        tags |= {f"class_{i}": str(c) for i, c in enumerate(classes)}
+        names, colours = [str(c) for c in classes], palette(len(classes))
+        tags |= class_tags(names, colours)
         resampling = "nearest" if classes else "average"
         with cog(
             args.output, file.shape, file.crs, file.transform, storage=storage, names=[args.label], tags=tags,
@@ -94,6 +96,9 @@ def map_of(args: argparse.Namespace) -> None:
                     predicted = model.predict(x[seen])
                     values[seen] = np.searchsorted(classes, predicted) if classes else predicted
                 out.write(values, 1, window=window)
+    if classes:
+        write_legend(args.output, names, colours)
+    write_picture(args.output, colours if classes else None)
     print(f"{args.output}: {args.label} by {args.learner} trained on {len(data.labels)} rows")
 
 

@@ -69,7 +69,7 @@ class Data:
 def read_table(path: Path, label: str, task: str) -> Data:
     """A table of features; ValueError where the label or all features are absent, or a value is not finite."""
     table = pq.read_table(path)
-    names = sorted(n for n in table.column_names if n[:1] == FEATURE and n[1:].isdigit())
+    names = sorted((n for n in table.column_names if n[:1] == FEATURE and n[1:].isdigit()), key=lambda n: int(n[1:]))
     if label not in table.column_names or not names:
         raise ValueError(f"{path} has no label {label!r} beside its features; its other columns: "
                          f"{', '.join(n for n in table.column_names if n not in names)}")  # fmt: skip

@@ -109,7 +109,7 @@ def series(argv: list[str]) -> int:
     else:
         features = embed_samples(model, samples)
     labels = sorted({name for s in samples for name in s.labels})
-    others = {name: [s.labels.get(name, -1) for s in samples] for name in labels}
+    others = {name: [s.labels.get(name) for s in samples] for name in labels}
     centres = [np.array(s.footprint).reshape(2, 2).mean(0) if s.footprint else (np.nan, np.nan) for s in samples]
     place = dict(zip(("x", "y"), np.array(centres).T, strict=True))
     write_table(args.output, features, {"key": [s.key for s in samples], **others, **place})

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from eval import pixels
+from eval import pixels, predict
 from eval.series import learners, precision
 from eval.series.mosaic import Grid, Piece, write_embedding
 from eval.series.tables import write_table
@@ -79,6 +79,12 @@ def test_rows_without_a_label_are_left_out(tmp_path, values, task, want):
     assert data.features[:, 0].tolist() == [i for i, y in enumerate(values) if y in want]
 
 
+def test_features_have_the_order_of_their_numbers(tmp_path):
+    wide = np.arange(2 * 1002, dtype=np.float32).reshape(2, 1002)  # e1000 sorts before e101 as a word
+    write_table(tmp_path / "t.parquet", wide, {"y": [0, 1]})
+    np.testing.assert_array_equal(learners.read_table(tmp_path / "t.parquet", "y", "classification").features, wide)
+
+
 def test_few_labels_hold_every_class_and_grow_from_seed_to_seed():
     labels = np.array([0] * 90 + [1] * 9 + [2])
     rows = learners.fewer(np.arange(100), labels, 0.02, "classification", 0)
@@ -109,7 +115,11 @@ def test_the_map_holds_what_the_learner_says_of_every_pixel(tables, tmp_path, ki
         found, tags = file.read(1), file.tags()
         assert file.transform == grid.transform
         assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and not list(tmp_path.glob(".*"))
-    assert found[0, 0] == 255 and tags["class_2"] == "2"
+        assert len(file.colormap(1)) == CLASSES
+    assert found[0, 0] == 255 and tags["class_2"] == "2" and (tmp_path / "crop.png").is_file()
+    assert predict.main(["areas", "--input", str(tmp_path / "crop.tif"), "--output", str(tmp_path / "areas.csv")]) == 0
+    lines = (tmp_path / "areas.csv").read_text().split()[1:-1]
+    assert [int(line.split(",")[1]) for line in lines] == np.bincount(found[found != 255]).tolist()
     assert (found == truth).sum() == 62
     pixels.main(
         [
