@@ -81,7 +81,11 @@ def test_accumulated_micro_batches_equal_one_batch_where_samples_do_not_meet(tmp
     train(cfg, tmp_path / "three")
     one, three = (checkpoint.read(checkpoint.latest(tmp_path / n), "objective.") for n in ("one", "three"))
     for name, value in one.items():
-        torch.testing.assert_close(three[name], value, rtol=1e-3, atol=2e-5)
+        found = three[name]
+        if name.endswith("qkv.bias"):  # softmax forgets the keys' bias: Adam makes steps of what is rounding
+            (q, _, v), (q_found, _, v_found) = value.chunk(3), found.chunk(3)
+            value, found = torch.cat([q, v]), torch.cat([q_found, v_found])
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=2e-5)
 
 
 def test_a_run_explains_itself(tmp_path):
