@@ -91,7 +91,7 @@ def entries(path: Path, column: str | int) -> list[str]:
     if not path.is_file():
         raise ValueError(f"the list of samples {path} is missing; get it again or change the split")
     if path.suffix == ".json":
-        return [str(value) for value in json.loads(path.read_text())]
+        return [str(value) for value in parsed(path)]
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
@@ -107,17 +107,30 @@ def read_table(path: Path, titles: bool = True) -> Columns:
     if path.suffix == ".parquet":
         return parquet.read_table(path).to_pydict()
     if path.suffix in (".json", ".geojson"):
-        told = json.loads(path.read_text())
-        rows_of = (
-            [feature["properties"] for feature in told["features"]] if path.suffix == ".geojson" else records(told)
-        )
-        return {name: [listed_values(row[name]) for row in rows_of] for name in rows_of[0]}
+        told = parsed(path)
+        try:
+            features = [feature["properties"] for feature in told["features"]] if path.suffix == ".geojson" else None
+            rows_of = records(told) if features is None else features
+            return {name: [listed_values(row[name]) for row in rows_of] for name in rows_of[0]}
+        except (KeyError, IndexError) as error:
+            lacks = f"a record without {error}" if isinstance(error, KeyError) else "no record"
+            raise ValueError(f"the table {path} has {lacks}; get it again") from error
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     if not rows:
         raise ValueError(f"the table {path} is empty; get it again")
     names = rows.pop(0) if titles else [str(i) for i in range(len(rows[0]))]
+    if short := next((row for row in rows if len(row) < len(names)), None):
+        raise ValueError(f"the table {path} has {len(names)} columns, but a row ends after {','.join(short)!r}")
     return {name: [row[i].strip() for row in rows] for i, name in enumerate(names)}
+
+
+def parsed(path: Path) -> Any:
+    """What a json file holds; ValueError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); get it again") from error
 
 
 def records(told: Any) -> list[Any]:

@@ -147,6 +147,8 @@ def samples(columns: Columns, root: Path, pattern: Pattern) -> tuple[Columns, li
 def described(file: Path) -> Iterator[dict[str, Any]]:
     """What the outer table says of every sample: ``id``, ``data_split``, ``bytes`` and the makers' own columns."""
     stored = table(file)
+    if missing := set(PLACE) - set(stored.column_names):
+        raise ValueError(f"{file} is damaged or no tortilla (its table has no {min(missing)}); get the file again")
     own = [name for name in stored.column_names if ":" not in name and not name.startswith("__")]
     split = ["tortilla:data_split"] if "tortilla:data_split" in stored.column_names else []
     kept = stored.select(["tortilla:id", "tortilla:length", *split, *own])

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from eval.datasets import defaults
-from eval.datasets.splits import divide
+from eval.datasets.splits import divide, entries, read_table
 
 SPACENET7 = [f"L15-{300 + 20 * i:04d}E-{1200 - 7 * i:04d}N_{1300 + 80 * i}_{3100 + i}_13" for i in range(60)]
 PLACES = {  # names in the form of the published ones: the column that holds them, names, a hash of their splits
@@ -33,3 +33,25 @@ def test_places_stay_together_in_splits_that_never_change(name):
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == known
     back = divide({column: rows[::-1]}, parts, fields)
     assert {part: {rows[::-1][i] for i in found} for part, found in back.items()} == splits  # whatever their order
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "id,split\na,train\nb\n", "has 2 columns, but a row ends after 'b'"),
+        ("a.json", '[{"a": 1}, {"a"', r"a\.json is damaged .* get it again"),
+        ("a.json", "[]", r"a\.json has no record"),
+        ("a.json", '[{"a": 1}, {"b": 2}]', r"a\.json has a record without 'a'"),
+        ("a.geojson", '{"type": "FeatureCollection"}', r"a\.geojson has a record without 'features'"),
+    ],
+)
+def test_damaged_tables_are_named(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / name)
+
+
+def test_damaged_lists_are_named(tmp_path):
+    (tmp_path / "train.json").write_text('["a", "b')
+    with pytest.raises(ValueError, match=r"train\.json is damaged .* get it again"):
+        entries(tmp_path / "train.json", 0)

@@ -1,8 +1,12 @@
 """Files in a tortilla: found by id or place, read where they lie, named where something is wrong with them."""
 
+import io
+
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from eval.datasets import build_dataset, stores, tortilla
 from tests.eval.datasets.layouts import tortillas
@@ -47,6 +51,15 @@ def test_a_window_is_the_file_from_any_place(nested):
         assert stream.seek(8) == 8 and stream.seek(2, 1) == 10 and stream.read(7) == content[10:17]
     with tortilla.stream(where) as stream, h5py.File(stream) as opened:
         assert list(opened) == ["data"]
+
+
+def test_a_table_without_ids_is_named(tmp_path):
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table({"x": [1]}), buffer)
+    head = b"#y" + (200).to_bytes(8, "little") + len(buffer.getvalue()).to_bytes(8, "little")
+    (tmp_path / "set.tortilla").write_bytes(head.ljust(200, b"0") + buffer.getvalue())
+    with pytest.raises(ValueError, match=r"set\.tortilla is damaged or no tortilla \(its table has no tortilla:id\)"):
+        list(tortilla.described(tmp_path / "set.tortilla"))
 
 
 def test_what_is_wrong_is_said_in_one_sentence(nested, tmp_path):
