@@ -32,6 +32,15 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def device_named(text: str) -> torch.device:
+    """The device called ``cpu``, ``cuda`` or ``cuda:1``; ValueError for one that is not here."""
+    kind, _, number = text.partition(":")
+    count = torch.cuda.device_count()
+    if text != "cpu" and not (kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < count):
+        raise ValueError(f"device {text}: here are {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}")
+    return torch.device(text)
+
+
 def init(timeout: datetime.timedelta = TIMEOUT) -> None:
     """Join the process group that torchrun (or a launcher that sets the same variables) describes.
 

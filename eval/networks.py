@@ -13,6 +13,7 @@ from dinov2.data.batch import View
 from dinov2.data.stats import Normalisation
 from dinov2.models import state
 from dinov2.models.patch import fixed_bands, fixed_count
+from dinov2.models.timeseries import SeriesEncoder
 from dinov2.models.vit import VisionTransformer
 from dinov2.models.zoo.release import Bands, Expects
 from dinov2.sensors import suggest
@@ -132,7 +133,9 @@ class Convolutional(Network):
 
 
 def network_of(encoder: Any) -> Transformer | Convolutional:
-    """What looks at a view with an encoder that was trained here."""
+    """What looks at a view with an encoder that was trained here; ValueError for one that looks at no images."""
+    if isinstance(encoder, SeriesEncoder):
+        raise ValueError("--model-obj names an encoder of pixel series, not of images: use eval/embed.py")
     return Convolutional(encoder) if getattr(encoder, "pyramid", False) else Transformer(encoder)
 
 

@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def job_of(argv: tuple[str, ...]) -> Job:
     """The command line as a job, made once per process; ValueError for options that cannot be."""
     args = parser().parse_args(argv)
-    device = device_of(args.device) if args.device else distributed.device()
+    device = distributed.device_named(args.device) if args.device else distributed.device()
     trained, digest = load(args, device)
     joined, side = trained.joined, trained.side
     tile = args.tile or (side if joined.size else joined.window or side)  # as much ground as in training
@@ -122,15 +122,6 @@ def job_of(argv: tuple[str, ...]) -> Job:
     given = Given(bands, args.unit, args.scale, args.offset, args.nodata, tuple(args.dates))
     extras = Extras(args.confidence, args.probabilities, args.precision)
     return Job(trained, digest, given, tile, overlap, cell, args.batch, extras, args.output, device)
-
-
-def device_of(text: str) -> torch.device:
-    """The device of ``--device``; ValueError for one that is not here."""
-    kind, _, number = text.partition(":")
-    count = torch.cuda.device_count()
-    if text != "cpu" and not (kind == "cuda" and (number or "0").isdecimal() and int(number or 0) < count):
-        raise ValueError(f"--device {text}: here are {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}")
-    return torch.device(text)
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[Trained, str]:

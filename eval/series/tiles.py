@@ -21,6 +21,7 @@ import torch
 
 from dinov2.cli import USER_ERRORS, one_line
 from dinov2.data.series_tiles import Tile, fingerprint, open_tile
+from dinov2.distributed import device_named
 from dinov2.files import atomic, write_atomic
 from eval.series.encode import embed
 from eval.series.models import load_model
@@ -158,7 +159,9 @@ def claim(job: Job) -> None:
 
 
 def embed_tiles(job: Job, tiles: Sequence[Path], devices: Sequence[str]) -> list[Result]:
-    """Embed the tiles that are not done; the results of all that were tried."""
+    """Embed the tiles that are not done; the results of all that were tried. ValueError for a device not here."""
+    for name in devices:
+        device_named(name)
     claim(job)
     todo = [tile for tile in tiles if not job.done(tile)]
     results: list[Result] = []

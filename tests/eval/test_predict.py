@@ -252,8 +252,8 @@ def test_files_that_fail_are_listed_and_the_others_are_kept(cells, tmp_path, cap
         ("values", ("--probabilities",), "predicts values, which have none"),
         ("pixels", ("--tile", "16", "--overlap", "16"), "0 <= overlap < tile"),
         ("vit", ("--tile", "18"), "--tile 18 --overlap 4: tiles must be whole cells of 4"),
-        ("pixels", ("--device", "cuda:99"), "--device cuda:99: here are cpu"),
-        ("pixels", ("--device", "tpu"), "--device tpu: here are cpu"),
+        ("pixels", ("--device", "cuda:99"), "device cuda:99: here are cpu"),
+        ("pixels", ("--device", "tpu"), "device tpu: here are cpu"),
         ("dates", ("--dates", "2020-01-01", "2020-13-01"), "--dates 2020-13-01: write dates as 2021-05-01"),
     ],
 )

@@ -17,7 +17,7 @@ from dinov2.data.series import bin_of, bring
 from dinov2.data.series_tiles import open_tile
 from dinov2.data.shards import write_shards
 from dinov2.models.zoo.tessera import RELEASES
-from eval import embed
+from eval import embed, encoders
 from eval.series import encode
 from eval.series.models import load_model
 from eval.series.tiles import devices_of
@@ -268,6 +268,12 @@ def test_series_of_a_catalogue_that_the_statistics_are_not_of_are_refused(world,
         known.check_source(tile)
 
 
+def test_evaluation_of_images_takes_no_encoder_of_series(world):
+    for name in (str(world / "run"), f"random:{world / 'run'}"):
+        with pytest.raises(ValueError, match="names an encoder of pixel series, not of images: use eval/embed.py"):
+            encoders.load_model(name)
+
+
 def test_devices():
     assert devices_of("cuda:1,cpu:2") == ["cuda:1", "cpu", "cpu"] and devices_of("cpu") == ["cpu"]
     with pytest.raises(ValueError, match="write cuda:INDEX and cpu:PROCESSES"):
@@ -276,7 +282,12 @@ def test_devices():
 
 @pytest.mark.parametrize(
     "options, message",
-    [(["--dims", "9"], "has 6 dimensions"), (["--dims", "0"], "has 6 dim"), (["--batch-pixels", "0"], "at least 1")],
+    [
+        (["--devices", "cpu,cuda:99"], "device cuda:99: here are cpu"),
+        (["--dims", "9"], "has 6 dimensions"),
+        (["--dims", "0"], "has 6 dim"),
+        (["--batch-pixels", "0"], "at least 1"),
+    ],
 )
 def test_options_that_cannot_be(world, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
