@@ -103,7 +103,8 @@ def job_of(argv: tuple[str, ...]) -> Job:
     device = distributed.device_named(args.device) if args.device else distributed.device()
     trained, digest = load(args, device)
     joined, side = trained.joined, trained.side
-    tile = args.tile or (side if joined.size else joined.window or side)  # as much ground as in training
+    seen = side if joined.size else joined.window or side  # as much ground as in training
+    tile = seen if args.tile is None else args.tile
     shared = tile - joined.stride if joined.stride and tile == joined.window else tile // 4
     overlap = shared if args.overlap is None else args.overlap
     if tile < 1 or not 0 <= overlap < tile or args.batch < 1:

@@ -14,6 +14,7 @@ import rasterio
 import torch
 import torch.nn.functional as F
 from affine import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 from torch import Tensor
@@ -128,6 +129,11 @@ def tiles(job: Job, scene: Scene) -> Iterator[tuple[Corner, Tensor]]:
         yield from zip([(row // job.step, column // job.step) for row, column in places], found, strict=True)
 
 
+def placed(points: Sequence[GroundControlPoint], step: int) -> list[GroundControlPoint]:
+    """The ground control points of a raster as those of a map with one pixel for ``step`` of it."""
+    return [GroundControlPoint(p.row / step, p.col / step, p.x, p.y, p.z, p.id, p.info) for p in points]
+
+
 def write_map(job: Job, path: Path) -> None:
     """Predict one file; the map comes last, so that what goes with it is there where it is."""
     trained, step = job.trained, job.step
@@ -135,6 +141,7 @@ def write_map(job: Job, path: Path) -> None:
         raster = stack.enter_context(rasterio.open(path))
         channels = [c for c in trained.joined.channels if c]
         scene = Scene.of(raster, channels, trained.frames, job.given)
+        points, swath = raster.gcps  # what places a raster without a transform, and its reference system
         height, width = (-(-side // step) for side in raster.shape)
         transform, files = raster.transform @ Affine.scale(step), []
         tags = {**raster.tags(), **job.tags(path), "bands": scene.words}
@@ -145,6 +152,8 @@ def write_map(job: Job, path: Path) -> None:
             )  # fmt: skip
             file = stack.enter_context(opened)
             file.scales = layer.scales or file.scales
+            if points:
+                file.gcps = placed(points, step), swath
             files.append((file, layer.stored))
         weight, top = taper(job.tile // step, job.overlap // step) ** 2, 0  # squared: a tile comes in softly
         for strip in stitch(tiles(job, scene), height, width, job.tile // step, weight):

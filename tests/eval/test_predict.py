@@ -160,6 +160,18 @@ def test_any_place_is_kept(cells, place, tmp_path):
             assert a.crs == b.crs and a.transform.almost_equals(b.transform, 1e-6)
 
 
+def test_ground_control_points_are_kept(cells, tmp_path):
+    path = write(tmp_path / "swath.tif", image(40, 40), crs=None, transform=Affine.identity())
+    corners = [(0, 0, 15, 52), (0, 40, 15.01, 52), (40, 0, 15, 51.99)]
+    points = [rasterio.control.GroundControlPoint(*corner) for corner in corners]
+    with rasterio.open(path, "r+") as file:
+        file.gcps = points, rasterio.CRS.from_epsg(4326)
+    predicted(cells("pixels"), path, tmp_path)
+    with rasterio.open(tmp_path / "swath_pred.tif") as file:
+        found, crs = file.gcps
+    assert [(p.row, p.col, p.x, p.y) for p in found] == corners and crs == rasterio.CRS.from_epsg(4326)
+
+
 def test_bands_are_found_by_name_or_number(cells, tmp_path):
     pixels, cell = image(30, 30), cells("pixels")
     wanted = predicted(cell, write(tmp_path / "a.tif", pixels), tmp_path / "out")
@@ -252,6 +264,7 @@ def test_files_that_fail_are_listed_and_the_others_are_kept(cells, tmp_path, cap
         ("values", ("--probabilities",), "predicts values, which have none"),
         ("pixels", ("--tile", "16", "--overlap", "16"), "0 <= overlap < tile"),
         ("vit", ("--tile", "18"), "--tile 18 --overlap 4: tiles must be whole cells of 4"),
+        ("pixels", ("--tile", "0"), "--tile 0 --overlap 0 --batch 8: 0 <= overlap"),
         ("pixels", ("--device", "cuda:99"), "device cuda:99: here are cpu"),
         ("pixels", ("--device", "tpu"), "device tpu: here are cpu"),
         ("dates", ("--dates", "2020-01-01", "2020-13-01"), "--dates 2020-13-01: write dates as 2021-05-01"),
