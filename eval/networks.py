@@ -124,8 +124,8 @@ class Convolutional(Network):
         self.native = getattr(encoder, "img_size", None)
 
     def pooled(self, x: View) -> dict[str, Tensor]:
-        """The encoder's own output, and the mean of its coarsest map."""
-        return {"latent": self.encoder(x), "mean": self.maps(x)[-1].mean((2, 3))}
+        """The encoder's own output: a single vector, so that probes need no choice of one."""
+        return {"latent": self.encoder(x)}
 
     def maps(self, x: View) -> list[Tensor]:
         """See the base class; finest first."""

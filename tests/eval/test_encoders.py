@@ -153,7 +153,7 @@ def test_a_released_encoder_gives_its_own_embedding_and_maps(name, tmp_path):
     assert floor.digest != model.digest
     torch.testing.assert_close(model.embed(x), encoder(x))
     tokens = ["cls", "mean", "cls+mean", "cls4", "cls4+mean"]
-    assert list(model.features(x)) == (["latent", "mean"] if model.pyramid else tokens)
+    assert list(model.features(x)) == (["latent"] if model.pyramid else tokens)
     wanted = encoder.maps(x, model.expects.layers)
     assert len(wanted) == len(model.expects.layers)
     for ours, theirs in zip(model.maps(x), wanted, strict=True):
