@@ -76,8 +76,8 @@ def cog(
 
 
 def named(texts: Sequence[str]) -> list[Path]:
-    """The files that names and globs mean."""
-    return [Path(path) for text in texts for path in sorted(glob(text)) or [text]]
+    """The files that names and globs mean, each once."""
+    return list(dict.fromkeys(Path(path) for text in texts for path in sorted(glob(text)) or [text]))
 
 
 def tags_of(path: Path) -> dict[str, str]:
