@@ -45,9 +45,7 @@ def test_what_a_sample_lacks_weighs_nothing() -> None:
     found = TARGETS(sample(cover=np.zeros((2, 4)), built=np.full((2, 4), 255)))
     assert [found[f"{name}_weight"][0] for name in ("landcover", "buildings", "clouds")] == [0, 0, 0]
     assert all(np.isfinite(value).all() for value in found.values())
-    with pytest.raises(
-        ValueError, match="label 'cover': geo_aware takes a map .*, not an array of 0 axes"
-    ):
+    with pytest.raises(ValueError, match="label 'cover': geo_aware takes a map .*, not an array of 0 axes"):
         TARGETS(sample(cover=3))
 
 
