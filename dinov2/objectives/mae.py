@@ -49,6 +49,11 @@ class MAE(Objective):
         self.encoder, self.norm_pix, self.target_bands = encoder, norm_pix, target_bands
         like_encoder = {k: encoder.config[k] for k in ("mlp_ratio", "qkv_bias", "norm_eps") if k in encoder.config}
         self.decoder = MAEDecoder(encoder.embed_dim, decoder_dim, decoder_depth, decoder_heads, **like_encoder)
+        length = (size // patch) ** 2
+        if not 0 < (hidden := round(mask_ratio * length)) < length:
+            raise ValueError(
+                f"objective.mask_ratio {mask_ratio} hides {hidden} of {length} patches: hide some and leave some to see"
+            )
         self.mask = MaskSpec("random", patch, mask_ratio)
         if isinstance(embed, ConvPatchEmbed):
             self.head: FixedBandHead | ChannelHead = FixedBandHead(decoder_dim, patch, embed.in_chans)

@@ -43,7 +43,10 @@ def keep_until(path: Path, step: int, again: bool) -> None:
     if not path.exists():
         return
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    read = [json.loads(line) for line in whole]
+    try:
+        read = [json.loads(line) for line in whole]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged (not a JSON object per line): mend it or move it away") from error
     evaluated = [again and x["step"] == step and any(key.startswith("eval/") for key in x) for x in read]
     kept = [line for line, x, drop in zip(whole, read, evaluated, strict=True) if x["step"] <= step and not drop]
     write_atomic(path, "".join(kept))

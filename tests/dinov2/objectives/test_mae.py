@@ -162,3 +162,9 @@ def test_it_finds_out_where_patches_lie() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[0] > 0.9 and sum(losses[-10:]) / 10 < 0.8
+
+
+@pytest.mark.parametrize("ratio", [0.99, 0.01])
+def test_some_patches_are_hidden_and_some_seen(ratio):
+    with pytest.raises(ValueError, match=f"mask_ratio {ratio} hides .* of 16 patches"):
+        build(mask_ratio=ratio)

@@ -21,6 +21,7 @@ from dinov2.sensors import SENSORS
 from dinov2.train import checkpoint, trainer
 from dinov2.train.build import build
 from dinov2.train.checkpoint import Saver
+from dinov2.train.log import Log
 from dinov2.train.trainer import rest, resume, tensors, train
 from tests import tiny
 from tests.ranks import run_ranks
@@ -242,6 +243,12 @@ def test_a_port_in_use_is_named(monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         assert start_on_a_port_in_use(port).startswith(f"port {port} is in use on 127.0.0.1: set MASTER_PORT")
+
+
+def test_a_damaged_file_of_metrics_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+        Log(tmp_path, total=2, resumed_step=1, track=[])
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
