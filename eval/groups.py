@@ -56,7 +56,9 @@ def drawn(dataset: EvalDataset, labels: Labels, name: str) -> list[int]:
     elif labels.shots is not None:
         counts = dict.fromkeys(dataset.groups, labels.shots)
     chosen: list[int] = []
-    for group, rows in grouped(dataset, split, order).items():
+    groups = grouped(dataset, split, order)
+    groups |= {group: [] for group in counts if group not in groups}  # too few, as any other
+    for group, rows in groups.items():
         if name == "train" and labels.shots is None:
             chosen += files(split, rows, labels.fraction) if labels.whole else share(rows, labels.fraction)
             continue

@@ -9,12 +9,12 @@ from eval import schema
 from eval.main import main
 from eval.report import families
 
-REGIONS = ("europe", "japan")
+REGIONS = ("europe", "east-africa", "ghana-1", "north-america", "south-america", "japan")
 
 
 @pytest.fixture
 def stacks(tmp_path):
-    """Two regions of PhilEO Bench in which roads are bright."""
+    """A region of every group of PhilEO Bench, in which roads are bright."""
     rng = np.random.default_rng(0)
     for region in REGIONS:
         for part, count in (("train", 12), ("val", 6), ("test", 6)):
@@ -62,8 +62,8 @@ def test_from_stacks_to_the_curve_of_the_report(stacks, tmp_path):
     assert main(words) == 0
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [(r["config"], r["n_train"], r["n_val"], r["n"], r["family"]) for r in rows] == [
-        ("roads/2-shot", 4, 2, 12, "roads"),
-        ("roads/6-shot", 12, 6, 12, "roads"),
+        ("roads/2-shot", 12, 6, 36, "roads"),
+        ("roads/6-shot", 36, 18, 36, "roads"),
     ]
     metrics = rows[1]["metrics"]
     assert metrics["rmse"] < 0.1 < metrics["zero_mse"] ** 0.5 and metrics["f1"] > 0.9 and rows[1]["unit"] == "share"

@@ -134,6 +134,14 @@ def test_mistakes(labels, message):
         limited(DATA, labels)
 
 
+def test_a_group_without_images_has_too_few():
+    """Else half a download would learn from fewer images than its name says."""
+    lacking = replace(DATA, groups={**GROUPS, "east": ["japan"]})
+    with pytest.raises(ValueError, match="group 'east' of dataset blocks has 0 usable train images, 2 are wanted"):
+        limited(lacking, Labels(strategy="group", shots=2))
+    assert len(limited(lacking, Labels(strategy="group", fraction=1.0))) == 32
+
+
 def test_samples_without_a_group():
     with pytest.raises(ValueError, match="sample 'kenya_._train_0000.' of dataset blocks is in none of its groups"):
         limited(replace(DATA, groups={"north": GROUPS["north"]}), Labels(strategy="group", shots=1))
