@@ -1,7 +1,7 @@
 """An embedding map of a region from all its dates, and a crop map from it and a few labelled points.
 
     python docs/examples/crops.py --src $EOSSL_REALDATA/worldcereal/CUBE.nc --output runs/crops
-    python docs/examples/crops.py --quick --output /tmp/crops
+    python docs/examples/crops.py --quick --output runs/quick_crops
 
 ``--src`` is a WorldCereal cube of monthly Sentinel-1 and -2 images. Labels of 500 points are read off the crop maps in
 it, which are WorldCereal's own predictions, not what grew there. With ``--quick`` fields are made.

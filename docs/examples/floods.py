@@ -1,7 +1,7 @@
 """A flood map: an encoder pretrained on a scene, fine-tuned on labels of most of it, and the map of all of it.
 
     python docs/examples/floods.py --src $EOSSL_REALDATA/sen1floods11 --output runs/floods
-    python docs/examples/floods.py --quick --output /tmp/floods
+    python docs/examples/floods.py --quick --output runs/quick_floods
 
 ``--src`` holds Sen1Floods11 chips as S2/*_S2Hand.tif and Labels/*_LabelHand.tif. Squares of them are held out: the
 table scores these, beside the same encoder without pretraining. With ``--quick`` it is land cover of a made world.

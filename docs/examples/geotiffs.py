@@ -1,7 +1,7 @@
 """From GeoTIFFs to embeddings: a folder of images, an encoder pretrained on them without a label, a map of each.
 
 python docs/examples/geotiffs.py --src my_tiles/ --sensor sentinel2_l2a --output runs/mine
-python docs/examples/geotiffs.py --quick --output /tmp/geotiffs
+python docs/examples/geotiffs.py --quick --output runs/quick_geotiffs
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from dinov2 import distributed
 from dinov2.data.sample import ImageSpec, Sample
@@ -168,15 +169,19 @@ def test_an_encoder_of_fixed_bands_sees_them_in_their_places_and_tells_their_ord
         build(cfg)
 
 
-def other_options_on_rank_1(folder: str, shard_set: str) -> str:
-    own = Path(folder) / str(distributed.rank())
-    own.mkdir()
-    cfg = tiny.config(own, "simclr", Path(shard_set), log_every=1 + distributed.rank())
+def refusal(cfg: DictConfig, folder: Path) -> str:
+    """What training says against a configuration; empty where it runs."""
     try:
-        train(cfg, Path(folder) / "run")
+        train(cfg, folder)
     except ValueError as error:
         return str(error)
     return ""
+
+
+def other_options_on_rank_1(folder: str, shard_set: str) -> str:
+    own = Path(folder) / str(distributed.rank())
+    own.mkdir()
+    return refusal(tiny.config(own, "simclr", Path(shard_set), log_every=1 + distributed.rank()), Path(folder) / "run")
 
 
 @pytest.mark.distributed
@@ -192,11 +197,7 @@ def another_package_on_rank_1(folder: str, shard_set: str) -> str:
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: webdataset\nVersion: 0.0.1\n")
         sys.path.insert(0, str(info.parent))
-    try:
-        train(tiny.config(Path(folder) / str(distributed.rank()), "simclr", Path(shard_set)), Path(folder) / "run")
-    except ValueError as error:
-        return str(error)
-    return ""
+    return refusal(tiny.config(Path(folder) / str(distributed.rank()), "simclr", Path(shard_set)), Path(folder) / "run")
 
 
 @pytest.mark.distributed
@@ -213,11 +214,7 @@ def a_folder_of_its_own_on_rank_1(folder: str, shard_set: str) -> str:
     own = Path(folder) / str(distributed.rank())  # as on a disk of each node
     own.mkdir()
     trainer.VISIBLE_WITHIN = 1.0  # in this process only
-    try:
-        train(tiny.config(own, "simclr", Path(shard_set)), own / "run")
-    except ValueError as error:
-        return str(error)
-    return ""
+    return refusal(tiny.config(own, "simclr", Path(shard_set)), own / "run")
 
 
 @pytest.mark.distributed
